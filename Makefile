@@ -1,0 +1,53 @@
+# make book | test | lint | bench | clean | help
+#
+#   PYTHON        the interpreter that .venv is made with      make book PYTHON=python3.12
+#   PROFILE       digits (minutes on two CPU cores), lite, paper   make book PROFILE=lite
+#   NPMERGE_DATA  the folder that holds the CIFAR files        make test NPMERGE_DATA=~/data
+#   GPU           run the tests that need a CUDA device too    make test GPU=1
+
+PYTHON ?= python3
+PROFILE ?= digits
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+LEFT_OUT := $(strip $(if $(NPMERGE_DATA),,cifar) $(if $(GPU),,gpu))
+SPACE := $() $()
+MARKERS := $(if $(LEFT_OUT),-m "not $(subst $(SPACE), and not ,$(LEFT_OUT))")
+
+.DELETE_ON_ERROR:
+.PHONY: help install book test lint bench clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install npmerge into it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "npmerge needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) --version 2>&1`: try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[book,test]"
+	@touch $@
+
+book: $(INSTALLED) ## execute the notebooks and render the book
+	$(BIN)/npmerge book --profile $(PROFILE)
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy npmerge
+
+test: lint ## everything: lint, unit tests, notebooks, the book and its pages in a browser
+	$(BIN)/python tests/browser.py
+	@echo "$(if $(LEFT_OUT),Left out: tests marked $(subst $(SPACE),$(SPACE)and ,$(LEFT_OUT)) (cifar needs NPMERGE_DATA=FOLDER; gpu needs GPU=1).,Nothing is left out.)"
+	$(BIN)/python -m pytest $(MARKERS)
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 notebooks
+
+bench: $(INSTALLED) ## speed and memory beside what one would use instead
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean: ## remove the built book and the tools' caches; results and trained models stay
+	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,229 @@
+"""Second moments of two models' activations, from one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from npmerge.data.batches import Data, stream
+from npmerge.symmetry import Group, check_same_architecture, symmetry, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Covariances:
+    """Centred covariances of two models' activations: over all samples and positions, divided by their number.
+
+    Each channel's own mean over the data is subtracted, separately for A and B.
+
+    Attributes:
+        groups: The symmetry groups.
+        xx: Per group, A with A, ``float64 (size, size)``; only the variances, ``(size,)``, if so asked for.
+        yy: Per group, B with B, alike.
+        xy: Per group, A with B, ``float64 (size, size)``.
+        counts: Per group, the number of samples times positions.
+    """
+
+    groups: tuple[Group, ...]
+    xx: tuple[Tensor, ...]
+    yy: tuple[Tensor, ...]
+    xy: tuple[Tensor, ...]
+    counts: tuple[int, ...]
+
+    def correlations(self) -> tuple[Tensor, ...]:
+        """Pearson correlations of A's channels (rows) with B's (columns); 0 for a channel that is constant."""
+        return tuple(map(_correlation, self.xx, self.yy, self.xy))
+
+
+def covariances(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    *,
+    groups: Sequence[Group] | None = None,
+    variances_only: bool = False,
+) -> Covariances:
+    """Measure the activations of two models at every group's node, in one pass over the data.
+
+    Both models run in evaluation mode, in the precision of their parameters, without autocast; the models themselves
+    are not touched. Products are summed over a batch in float32, over batches in float64, after the first batch's
+    means are subtracted. The memory needed does not depend on the size of the data.
+
+    Args:
+        a: Model A; its device is used.
+        b: Model B, of the same architecture.
+        data: Re-iterable of batches (images (N, C, H, W), labels (N,)).
+        groups: The symmetry groups, if already known.
+        variances_only: Leave out the covariances within each model, which only CCA needs.
+
+    Returns:
+        The covariances.
+
+    Raises:
+        ValueError: If the models differ in architecture or shape, or the data is empty.
+        SymmetryError: If the model's symmetry groups cannot be found.
+    """
+    check_same_architecture(a, b)
+    reference = next((p for p in a.parameters() if p.is_floating_point()), torch.empty(0))
+    accumulators: list[_Accumulator] = []
+    models: list[fx.GraphModule] = []
+    with torch.no_grad(), torch.autocast(reference.device.type, enabled=False):
+        for images, _ in stream(data, reference.device):
+            batch = images.to(reference.dtype)
+            if batch.ndim == 4:  # makes (N, C, H, W) activations matrices (N*H*W, C) without a copy
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            if not models:
+                groups = symmetry(a, images) if groups is None else groups
+                models = [_tapped(model, groups).to(reference.device) for model in (a, b)]
+                accumulators = [_Accumulator() for _ in groups]
+            x, y = ([*model(batch)] for model in models)
+            while x:  # from the last group to the first, each freed once it is used
+                accumulators[len(x) - 1].add(x.pop(), y.pop(), variances_only)
+    return Covariances(
+        tuple(groups or ()),
+        tuple(s.xx for s in accumulators),
+        tuple(s.yy for s in accumulators),
+        tuple(s.xy for s in accumulators),
+        tuple(s.count for s in accumulators),
+    )
+
+
+class _Accumulator:
+    """Sums of one group's centred products."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shifts: tuple[Tensor, Tensor] | None = None
+        self._sums: list[Tensor] = []
+
+    def add(self, x: Tensor, y: Tensor, variances_only: bool) -> None:
+        """Add a batch of activations (N, size, ...), which are overwritten."""
+        u, v = _rows(x), _rows(y)
+        self.count += len(u)
+        if self._shifts is None:
+            self._shifts = u.mean(0), v.mean(0)
+        u -= self._shifts[0]
+        v -= self._shifts[1]
+        ones = u.new_ones(len(u))
+        within = _squares if variances_only else _gram
+        sums = [s.double() for s in (ones @ u, ones @ v, within(u), within(v), u.T @ v)]
+        self._sums = [o + s for o, s in zip(self._sums, sums, strict=True)] if self._sums else sums
+
+    def _covariance(self, index: int, left: int, right: int) -> Tensor:
+        mean_left, mean_right = self._sums[left] / self.count, self._sums[right] / self.count
+        products = self._sums[index] / self.count
+        if products.ndim == 1:
+            return (products - mean_left * mean_right).clamp_min(0)
+        return products - torch.outer(mean_left, mean_right)
+
+    @property
+    def xx(self) -> Tensor:
+        return self._covariance(2, 0, 0)
+
+    @property
+    def yy(self) -> Tensor:
+        return self._covariance(3, 1, 1)
+
+    @property
+    def xy(self) -> Tensor:
+        return self._covariance(4, 0, 1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, ...) as (N * positions, C), in at least float32; a view of a channels-last tensor."""
+    rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _squares(u: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(u, dim=0).square()
+
+
+def _gram(u: Tensor) -> Tensor:
+    return u.T @ u
+
+
+def _correlation(xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:
+    scale_x, scale_y = (
+        torch.where(v > 0, v.rsqrt(), 0)
+        for v in (m if m.ndim == 1 else m.diagonal() for m in (xx, yy))
+    )
+    return (scale_x[:, None] * xy * scale_y).clamp(-1, 1)
+
+
+def _tapped(model: nn.Module, groups: Sequence[Group]) -> fx.GraphModule:
+    """A copy of the model that returns the groups' activations and computes nothing after the last of them."""
+    traced = trace(model)
+    graph = traced.graph
+    nodes = {node.name: node for node in graph.nodes}
+    for group in groups:
+        if group.node not in nodes:
+            raise ValueError(
+                f"the model has no node {group.node!r}: use the groups of a model of this architecture"
+            )
+    taps: list[fx.Node] = []
+    for group in groups:
+        node = nodes[group.node]
+        with graph.inserting_after(node):
+            tap = graph.call_method("narrow", (node, 1, group.offset, group.size))
+        if _overwritten(node):
+            with graph.inserting_after(tap):
+                tap = graph.call_method("clone", (tap,))
+        taps.append(tap)
+    # What comes before the last tap stays, used or not: an in-place operation may have no user.
+    for node in reversed(list(graph.nodes)):
+        if node in taps or node.op == "placeholder":
+            break
+        graph.erase_node(node)
+    graph.output(tuple(taps))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+_ALIASING = set(
+    [
+        "getitem",
+        "narrow",
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "chunk",
+        "split",
+        "contiguous",
+        "dropout",
+    ]
+)
+_ALIASING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+def _overwritten(node: fx.Node) -> bool:
+    """Whether a later in-place operation may write into the node's value, directly or through a view of it."""
+    for user in node.users:
+        if user.op == "call_module" and user.graph.owning_module is not None:
+            module: Any = user.graph.owning_module.get_submodule(str(user.target))
+            inplace, aliasing = (
+                getattr(module, "inplace", False),
+                isinstance(module, _ALIASING_MODULES),
+            )
+        else:
+            name = (
+                user.target
+                if isinstance(user.target, str)
+                else getattr(user.target, "__name__", "")
+            )
+            inplace = (
+                user.kwargs.get("inplace")
+                or name.endswith("_")
+                or name in ("iadd", "isub", "imul", "itruediv")
+            )
+            aliasing = name in _ALIASING
+        if (inplace and user.args[0] is node) or (aliasing and _overwritten(user)):
+            return True
+    return False

@@ -1,0 +1,272 @@
+"""The value that every alignment method returns: for each symmetry group, how its channels are mapped."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from npmerge.symmetry import Group, Slot
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """For each symmetry group a permutation, or an invertible matrix and its inverse.
+
+    A permutation is an ``int64 (size,)`` tensor with ``aligned[i] = channel[perm[i]]``; a matrix T is a
+    ``float64 (size, size)`` tensor with ``aligned = T @ channel``.
+
+    Args:
+        groups: The symmetry groups, as :func:`npmerge.symmetry.symmetry` finds them.
+        maps: One permutation or matrix per group.
+        inverses: Their inverses, of the same kinds.
+
+    Raises:
+        ValueError: If the numbers, shapes or types do not fit, a permutation is none, or a matrix is not finite.
+    """
+
+    groups: tuple[Group, ...]
+    maps: tuple[Tensor, ...]
+    inverses: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.groups) == len(self.maps) == len(self.inverses):
+            numbers = len(self.groups), len(self.maps), len(self.inverses)
+            raise ValueError(
+                f"{numbers} groups, maps and inverses: give one map and one inverse per group"
+            )
+        for group, mapping, inverse in zip(self.groups, self.maps, self.inverses, strict=True):
+            _check_map(group, mapping)
+            _check_map(group, inverse)
+
+    @classmethod
+    def from_permutations(
+        cls, groups: Sequence[Group], permutations: Iterable[Tensor]
+    ) -> Alignment:
+        """Make an alignment of permutations.
+
+        Args:
+            groups: The symmetry groups.
+            permutations: One ``int64 (size,)`` tensor per group: ``aligned[i] = channel[perm[i]]``.
+
+        Returns:
+            The alignment; the inverses follow from the permutations.
+
+        Raises:
+            ValueError: If a tensor is not a permutation of its group's channels.
+        """
+        maps = tuple(permutation.cpu() for permutation in permutations)
+        return cls(tuple(groups), maps, tuple(torch.argsort(p) for p in maps))
+
+    @property
+    def is_permutation(self) -> bool:
+        """Whether every map is a permutation, so that applying it keeps a model's function."""
+        return all(mapping.ndim == 1 for mapping in self.maps)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Map a model's channels.
+
+        Permutations reorder every parameter and buffer of a group and keep the model's function. A matrix T maps what
+        a layer produces (weights, bias, batch-norm scale, shift and running mean) and T^-1 what the next one consumes.
+        A running variance v becomes ``(T * T) @ v``, the variance of ``T x`` for uncorrelated channels: exact for a
+        permutation, never negative, and all that can be said without data. Reset the batch norm afterwards.
+
+        Args:
+            model: A model of the architecture the groups were found on. It is not changed.
+
+        Returns:
+            A new module of the same type, device and dtype.
+
+        Raises:
+            ValueError: If the model does not have the groups' tensors and shapes, or a matrix meets a depthwise
+                convolution, which has no linear image.
+        """
+        state = model.state_dict()
+        changed: dict[str, Tensor] = {}
+        for group, mapping, inverse in zip(self.groups, self.maps, self.inverses, strict=True):
+            for slot in group.slots:
+                check_slot(slot, state)
+                tensor = changed.get(slot.name, state[slot.name])
+                changed[slot.name] = _map_slot(tensor, slot, mapping, inverse)
+        result = copy.deepcopy(model)
+        target = result.state_dict()
+        for name, tensor in changed.items():
+            target[name].copy_(tensor)
+        return result
+
+    def inverse(self) -> Alignment:
+        """Return the alignment that undoes this one."""
+        return Alignment(self.groups, self.inverses, self.maps)
+
+    def compose(self, other: Alignment) -> Alignment:
+        """Return this alignment after another: ``x.compose(y).apply(m)`` is ``x.apply(y.apply(m))``.
+
+        Args:
+            other: The alignment that comes first.
+
+        Returns:
+            The composition.
+
+        Raises:
+            ValueError: If the two belong to different groups.
+        """
+        if self.groups != other.groups:
+            raise ValueError("alignments of different symmetry groups: compose those of one model")
+        maps = tuple(_after(x, y) for x, y in zip(self.maps, other.maps, strict=True))
+        inverses = tuple(_after(y, x) for x, y in zip(self.inverses, other.inverses, strict=True))
+        return Alignment(self.groups, maps, inverses)
+
+    def save(self, path: str | Path) -> None:
+        """Write the alignment to a safetensors file.
+
+        Args:
+            path: The file; an existing one is replaced only once the new one is complete.
+        """
+        path = Path(path)
+        tensors = {}
+        for index, (mapping, inverse) in enumerate(zip(self.maps, self.inverses, strict=True)):
+            tensors[f"map.{index}"] = mapping.cpu().contiguous()
+            # A file holds no tensor twice; an involution or identity may be its own inverse.
+            tensors[f"inverse.{index}"] = inverse.cpu().clone().contiguous()
+        partial = path.with_name(path.name + ".partial")
+        save_file(
+            tensors, partial, {"groups": json.dumps([asdict(group) for group in self.groups])}
+        )
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Alignment:
+        """Read an alignment that :meth:`save` has written.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The alignment, on the CPU.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated or is not an alignment.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                groups = _groups_from_json(file.metadata()["groups"])
+                maps = tuple(file.get_tensor(f"map.{i}") for i in range(len(groups)))
+                inverses = tuple(file.get_tensor(f"inverse.{i}") for i in range(len(groups)))
+            return cls(groups, maps, inverses)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise ValueError(
+                f"{path} is not a complete alignment file ({reason}): make it again"
+            ) from error
+
+
+def _groups_from_json(text: str) -> tuple[Group, ...]:
+    return tuple(
+        Group(**{**group, "slots": tuple(Slot(**slot) for slot in group["slots"])})
+        for group in json.loads(text)
+    )
+
+
+def _check_map(group: Group, mapping: Tensor) -> None:
+    advice = f"give group {group.name!r} an int64 ({group.size},) permutation or a ({group.size}, {group.size}) matrix"
+    if mapping.ndim == 1:
+        channels = torch.arange(group.size, device=mapping.device)
+        if mapping.dtype != torch.int64 or not torch.equal(mapping.sort().values, channels):
+            raise ValueError(f"not a permutation of {group.size} channels: {advice}")
+    elif mapping.shape != (group.size, group.size) or not mapping.is_floating_point():
+        raise ValueError(f"a {mapping.dtype} map of shape {tuple(mapping.shape)}: {advice}")
+    elif not mapping.isfinite().all():
+        raise ValueError(f"the matrix has entries that are not finite: {advice}")
+
+
+def check_slot(slot: Slot, state: dict[str, Tensor]) -> None:
+    """Check that a state dict has the tensor a slot acts on.
+
+    Args:
+        slot: The slot.
+        state: A model's state dict.
+
+    Raises:
+        ValueError: If the tensor is missing or has another shape.
+    """
+    advice = "use the groups of a model of this architecture and width"
+    if slot.name not in state:
+        raise ValueError(f"the model has no tensor {slot.name!r}: {advice}")
+    shape = tuple(state[slot.name].shape)
+    if len(shape) <= slot.axis or shape[slot.axis] != slot.length:
+        raise ValueError(
+            f"{slot.name!r} has shape {shape}, but the alignment expects length {slot.length} on axis {slot.axis}: "
+            f"{advice}"
+        )
+
+
+def channels(tensor: Tensor, slot: Slot, size: int) -> Tensor:
+    """View a slot's part of a tensor with the channels first.
+
+    Args:
+        tensor: The slot's tensor.
+        slot: Where the group acts on it.
+        size: Number of channels of the group.
+
+    Returns:
+        A view of shape (size, block, *the tensor's other axes).
+    """
+    part = tensor.movedim(slot.axis, 0).narrow(0, slot.offset, size * slot.block)
+    return part.unflatten(0, (size, slot.block))
+
+
+def permuted(tensor: Tensor, slot: Slot, permutation: Tensor) -> Tensor:
+    """Permute a slot's channels of a tensor.
+
+    Args:
+        tensor: The slot's tensor. It is not changed.
+        slot: Where the group acts on it.
+        permutation: ``int64 (size,)``, ``new[i] = old[permutation[i]]``.
+
+    Returns:
+        A new tensor.
+    """
+    index = permutation.to(tensor.device)
+    if slot.block == 1 and len(index) == slot.length:
+        return tensor.index_select(slot.axis, index)
+    result = tensor.clone()
+    part = channels(tensor, slot, len(index))
+    channels(result, slot, len(index)).copy_(part.index_select(0, index))
+    return result
+
+
+def _map_slot(tensor: Tensor, slot: Slot, mapping: Tensor, inverse: Tensor) -> Tensor:
+    if mapping.ndim == 1:
+        return permuted(tensor, slot, mapping)
+    if slot.role == "tied":
+        raise ValueError(
+            f"{slot.name!r} is consumed and produced channel by channel (a depthwise convolution or a gate), which no "
+            "matrix can be applied to: use a permutation alignment"
+        )
+    matrix = {"out": mapping, "in": inverse.T, "variance": mapping.square()}[slot.role]
+    matrix = matrix.to(tensor.device, torch.float64)
+    result = tensor.clone()
+    part = channels(tensor, slot, len(matrix))
+    channels(result, slot, len(matrix)).copy_(torch.tensordot(matrix, part.double(), dims=1))
+    return result
+
+
+def _after(second: Tensor, first: Tensor) -> Tensor:
+    second = second.to(first.device)
+    if first.ndim == second.ndim == 1:
+        return first[second]
+    return _matrix(second) @ _matrix(first)
+
+
+def _matrix(mapping: Tensor) -> Tensor:
+    if mapping.ndim == 2:
+        return mapping.double()
+    return torch.eye(len(mapping), dtype=torch.float64, device=mapping.device)[mapping]

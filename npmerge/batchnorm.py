@@ -1,0 +1,53 @@
+"""Batch norm after merging: clear the running statistics and estimate them again."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from npmerge.data.batches import Data, stream
+from npmerge.training import channels_last, device_of
+
+
+@torch.no_grad()
+def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
+    """Re-estimate the running statistics of every batch norm layer from one pass over ``data``, in place.
+
+    Merged weights produce activations of other scale than either parent's (variance collapse), so the parents'
+    statistics do not fit. The statistics are cleared and become the plain average over the batches of the pass. Layers
+    other than batch norm stay in evaluation mode; every module's mode is restored. A model without batch norm is
+    returned untouched, and the data is not read.
+
+    Args:
+        model: the merged model; changed in place.
+        data: any re-iterable of ``(images, labels)``, training data; the labels are not used.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the data is empty.
+
+    Source:
+        Jordan et al. 2023 (REPAIR); Section IV-A.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return model
+    modes = {module: module.training for module in model.modules()}
+    momenta = [layer.momentum for layer in layers]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the cumulative average
+            layer.train()
+        for images, _ in stream(data, device_of(model)):
+            model(channels_last(images))
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return model

@@ -1,0 +1,127 @@
+"""Who sees which training images: index sets from labels and a seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def same(labels: Tensor, models: int = 2) -> list[Tensor]:
+    """Every model sees every image (Section IV-B).
+
+    Args:
+        labels: ``int64 (N,)``.
+        models: how many index sets to make.
+
+    Returns:
+        ``models`` equal index sets ``int64 (N,)``.
+    """
+    return [torch.arange(len(labels)) for _ in range(models)]
+
+
+def split_80_20(labels: Tensor, *, seed: int, share: float = 0.8) -> list[Tensor]:
+    """The 80%-20% split of Section IV-A: two disjoint index sets that together are complete.
+
+    Args:
+        labels: ``int64 (N,)``.
+        seed: of the draw within each class.
+        share: the part of each class in the first half of the classes that model A gets; it gets ``1 - share`` of the
+            rest.
+
+    Returns:
+        The sorted indices of model A and of model B.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    classes = int(labels.max()) + 1
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for label in range(classes):
+        rows = _shuffled(labels, label, generator)
+        cut = round(len(rows) * (share if label < classes // 2 else 1 - share))
+        parts[0].append(rows[:cut])
+        parts[1].append(rows[cut:])
+    return [torch.cat(part).sort().values for part in parts]
+
+
+def dirichlet(
+    labels: Tensor, models: int = 2, *, seed: int, concentration: float = 0.5
+) -> list[Tensor]:
+    """The Dirichlet split of Section IV-A: each class is shared out by its own draw of Dir(0.5, ..., 0.5).
+
+    Args:
+        labels: ``int64 (N,)``.
+        models: how many index sets to make.
+        seed: of the shares and of the draw within each class.
+        concentration: the Dirichlet parameter, the same for every model.
+
+    Returns:
+        ``models`` sorted, disjoint index sets, together complete. A model may get no image of a class.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shares = np.random.default_rng(seed)
+    parts: list[list[Tensor]] = [[] for _ in range(models)]
+    for label in range(int(labels.max()) + 1):
+        rows = _shuffled(labels, label, generator)
+        counts = torch.from_numpy(shares.dirichlet([concentration] * models) * len(rows)).long()
+        lucky = torch.randperm(models, generator=generator)[: len(rows) - int(counts.sum())]
+        counts[lucky] += 1
+        for part, piece in zip(parts, torch.split(rows, counts.tolist()), strict=True):
+            part.append(piece)
+    return [torch.cat(part).sort().values for part in parts]
+
+
+def per_class(labels: Tensor, count: int, *, seed: int) -> Tensor:
+    """``count`` images of every class (Section IV-D); smaller counts are subsets of larger ones with the same seed.
+
+    Args:
+        labels: ``int64 (N,)``.
+        count: images a class.
+        seed: of the draw within each class.
+
+    Returns:
+        The sorted indices.
+
+    Raises:
+        ValueError: ``count`` is not positive, or a class has fewer images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    picked = []
+    for label in range(int(labels.max()) + 1):
+        rows = _shuffled(labels, label, generator)
+        if not 1 <= count <= len(rows):
+            raise ValueError(
+                f"{count} images per class asked for, but class {label} has {len(rows)}"
+            )
+        picked.append(rows[:count])
+    return torch.cat(picked).sort().values
+
+
+def holdout(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Set a stratified part of the training images aside for choosing hyper-parameters.
+
+    Args:
+        labels: ``int64 (N,)``.
+        fraction: of every class, in (0, 1), that is set aside; at least one image.
+        seed: of the draw within each class.
+
+    Returns:
+        The sorted indices that are kept and those that are set aside.
+
+    Raises:
+        ValueError: ``fraction`` is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}: it must lie between 0 and 1")
+    generator = torch.Generator().manual_seed(seed)
+    kept, aside = [], []
+    for label in range(int(labels.max()) + 1):
+        rows = _shuffled(labels, label, generator)
+        cut = max(1, round(len(rows) * fraction))
+        aside.append(rows[:cut])
+        kept.append(rows[cut:])
+    return torch.cat(kept).sort().values, torch.cat(aside).sort().values
+
+
+def _shuffled(labels: Tensor, label: int, generator: torch.Generator) -> Tensor:
+    rows = (labels == label).nonzero().flatten()
+    return rows[torch.randperm(len(rows), generator=generator)]

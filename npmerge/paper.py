@@ -1,0 +1,190 @@
+"""The paper's numbers, and its claims as checks that records are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Literal
+
+import pandas as pd
+
+from npmerge.results import COLUMNS
+
+Status = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
+
+METHODS = {
+    "base_avg": "Base models avg.",
+    "ensemble": "Ensemble",
+    "direct": "Direct averaging",
+    "permute": "Permute",
+    "weight_matching": "Weight Matching",
+    "cca": "CCA Merge",
+    "finetune_permute": "Finetune-P",
+    "finetune_weight_matching": "Finetune-WM",
+    "finetune_tuned_permute": "Finetune-P, tuned (ours)",
+    "finetune_tuned_weight_matching": "Finetune-WM, tuned (ours)",
+    "np_permute": "NP-P",
+    "np_weight_matching": "NP-WM",
+}
+"""The methods in the tables' order, with the paper's labels; "(ours)" marks a control that the paper does not have."""
+
+
+def numbers() -> pd.DataFrame:
+    """The paper's 90 numbers, with the columns of a record, ``mean`` and ``std`` in percent."""
+    with (files("npmerge") / "paper.csv").open() as file:
+        return pd.read_csv(file)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper with the comparisons it makes.
+
+    Attributes:
+        section: where the paper makes it.
+        text: what it says, in our words.
+        better: methods that must score higher ...
+        worse: ... than these: one to one if there are equally many, else each than all.
+    """
+
+    section: str
+    text: str
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What records say about a claim in one setting.
+
+    Attributes:
+        claim: the claim.
+        dataset, model: where it was checked.
+        status: ``"reproduced"`` if every comparison holds in every seed, ``"not reproduced"`` if one fails in every
+            seed, ``"inconclusive"`` if seeds disagree or there is only one, ``"not run"`` if a number is missing.
+        evidence: the comparison with the smallest margin, in percentage points.
+    """
+
+    claim: Claim
+    dataset: str
+    model: str
+    status: Status
+    evidence: str
+
+
+_MERGING = ("direct", "permute", "weight_matching", "cca")
+
+CLAIMS: dict[str, tuple[Claim, ...]] = {
+    "same_data": (
+        Claim(
+            "IV-B",
+            "NP Merge after Permute beats every earlier merging method",
+            ("np_permute",),
+            _MERGING,
+        ),
+        Claim(
+            "IV-B",
+            "NP Merge after Weight Matching beats every earlier merging method",
+            ("np_weight_matching",),
+            _MERGING,
+        ),
+        Claim(
+            "IV-B",
+            "NP Merge beats fine-tuning the merged model (both with Adam at 0.01)",
+            ("np_permute", "np_weight_matching"),
+            ("finetune_permute", "finetune_weight_matching"),
+        ),
+        Claim(
+            "IV-B",
+            "NP Merge closes at least half of the gap from Permute to the ensemble",
+            ("np_permute",),
+            ("half_gap",),
+        ),
+        Claim(
+            "ours",
+            "NP Merge beats fine-tuning with a tuned learning rate",
+            ("np_permute", "np_weight_matching"),
+            ("finetune_tuned_permute", "finetune_tuned_weight_matching"),
+        ),
+    )
+}
+"""Each experiment's claims; the section "ours" marks a check that the paper does not make."""
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Top-1 accuracies: a row for each (dataset, model, setting, seed), a column for each method.
+
+    Args:
+        table: from :func:`npmerge.results.table`.
+
+    Returns:
+        Percent; ``half_gap`` is the middle between Permute and the ensemble.
+    """
+    top1 = table[table["metric"] == "top1"]
+    wide = top1.pivot_table(
+        index=["dataset", "model", "setting", "seed"], columns="method", values="value"
+    )
+    if {"permute", "ensemble"} <= set(wide.columns):
+        wide["half_gap"] = (wide["permute"] + wide["ensemble"]) / 2
+    return wide
+
+
+def paper_scores() -> pd.DataFrame:
+    """The paper's means in the shape of :func:`scores`, with ``"mean"`` as the seed."""
+    rows = numbers()
+    rows = rows[rows["table"].isin(["I", "II", "III"])]
+    return scores(rows.rename(columns={"mean": "value"}).assign(seed="mean")[[*COLUMNS, "seed"]])
+
+
+def judge(claim: Claim, found: pd.DataFrame) -> tuple[Status, str]:
+    """Hold a claim against the scores of one setting.
+
+    Args:
+        claim: the claim.
+        found: rows of :func:`scores`, one a seed.
+
+    Returns:
+        The status and the evidence; see :class:`Verdict`.
+    """
+    pairs = _pairs(claim)
+    if not {method for pair in pairs for method in pair} <= set(found.columns):
+        return "not run", ""
+    margins = {pair: found[pair[0]] - found[pair[1]] for pair in pairs}
+    tightest = min(margins, key=lambda pair: margins[pair].mean())
+    margin = margins[tightest]
+    evidence = f"{label(tightest[0])} \N{MINUS SIGN} {label(tightest[1])}: {margin.mean():+.1f}"
+    if margin.isna().any():
+        return "not run", ""
+    if len(found) < 2:
+        return "inconclusive", f"{evidence} (one seed)"
+    if all((m > 0).all() for m in margins.values()):
+        return "reproduced", evidence
+    if any((m <= 0).all() for m in margins.values()):
+        return "not reproduced", evidence
+    return "inconclusive", f"{evidence} (seeds disagree)"
+
+
+def verdicts(experiment: str, table: pd.DataFrame) -> list[Verdict]:
+    """The verdict on each claim of an experiment in each of its settings.
+
+    Args:
+        experiment: its name.
+        table: from :func:`npmerge.results.table`.
+    """
+    found = scores(table)
+    return [
+        Verdict(claim, str(dataset), str(model), *judge(claim, rows))
+        for claim in CLAIMS[experiment]
+        for (dataset, model), rows in found.groupby(level=["dataset", "model"], sort=False)
+    ]
+
+
+def label(method: str) -> str:
+    """The paper's label of a method."""
+    return {"half_gap": "half-way to the ensemble"}.get(method) or METHODS.get(method, method)
+
+
+def _pairs(claim: Claim) -> Sequence[tuple[str, str]]:
+    if len(claim.better) == len(claim.worse):
+        return list(zip(claim.better, claim.worse, strict=True))
+    return [(x, y) for x in claim.better for y in claim.worse]

@@ -1,0 +1,250 @@
+"""Results on disk: one record file a unit, written atomically, with where its numbers come from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from npmerge.zoo import config_hash, write_atomically
+
+log = logging.getLogger(__name__)
+
+COLUMNS = [
+    "table",
+    "dataset",
+    "model",
+    "setting",
+    "method",
+    "examples_per_class",
+    "metric",
+    "value",
+]
+"""The columns of a record: those of the paper's table of numbers, so that a comparison is a join."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of work that leaves a record: an experiment in one setting with one seed.
+
+    Attributes:
+        profile: name of the parameter set.
+        experiment: name of the experiment, e.g. ``"same_data"``.
+        setting: name of the setting within it, e.g. ``"cifar100-resnet20x1"``.
+        seed: of everything random in it.
+        config: all that its numbers are a function of, JSON-serialisable.
+    """
+
+    profile: str
+    experiment: str
+    setting: str
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def config_hash(self) -> str:
+        """Stands for the configuration."""
+        return config_hash(self.config)
+
+    @property
+    def name(self) -> str:
+        """Where the record is, below the results folder and without its ending."""
+        return f"{self.profile}/{self.experiment}/{self.setting}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What running a unit gives.
+
+    Attributes:
+        records: one a number, each with the keys of :data:`COLUMNS`.
+        details: what figures need beyond the table: curves, histograms, chosen hyper-parameters, seconds.
+    """
+
+    records: list[dict[str, Any]]
+    details: dict[str, Any]
+
+
+class Results:
+    """A folder of record files.
+
+    Args:
+        folder: where they are; made when the first one is written.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def path(self, unit: Unit) -> Path:
+        """The unit's record file."""
+        return self.folder / f"{unit.name}.json"
+
+    def finished(self, unit: Unit) -> bool:
+        """Whether the unit has a whole record made under its present configuration; says why if not."""
+        path = self.path(unit)
+        if not path.exists():
+            return False
+        content = _read(path)
+        if content is None:
+            log.warning("%s is damaged: making it again", path)
+            return False
+        if content["config_hash"] != unit.config_hash:
+            log.warning("%s was made under another configuration: making it again", path)
+            return False
+        return True
+
+    def write(self, unit: Unit, outcome: Outcome, provenance: dict[str, Any]) -> Path:
+        """Write the unit's record file in one piece.
+
+        Args:
+            unit: what was run.
+            outcome: what it gave.
+            provenance: see :func:`provenance`.
+
+        Returns:
+            The file.
+        """
+        path = self.path(unit)
+        content = {
+            "unit": {key: value for key, value in asdict(unit).items() if key != "config"},
+            "config": unit.config,
+            "config_hash": unit.config_hash,
+            "records": outcome.records,
+            "details": outcome.details,
+            "provenance": provenance,
+        }
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(path, lambda part: part.write_text(text))
+        return path
+
+    def read(
+        self, profile: str, experiment: str, units: Sequence[Unit] | None = None
+    ) -> list[dict[str, Any]]:
+        """The contents of an experiment's record files, in the order of setting and seed.
+
+        Args:
+            profile: name of the parameter set.
+            experiment: name of the experiment.
+            units: only these; all that are there by default.
+
+        Raises:
+            FileNotFoundError: a unit asked for has no record.
+            ValueError: a record file is damaged.
+        """
+        if units is None:
+            paths = sorted((self.folder / profile / experiment).glob("*-seed*.json"))
+        else:
+            paths = [self.path(unit) for unit in units]
+        found = []
+        for path in paths:
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{path} is missing: run `npmerge run {experiment} --profile {profile}`"
+                )
+            content = _read(path)
+            if content is None:
+                raise ValueError(
+                    f"{path} is damaged: run `npmerge run {experiment} --profile {profile}` to make it again"
+                )
+            found.append(content)
+        return found
+
+
+def table(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """All records of some record files as one table.
+
+    Args:
+        contents: from :meth:`Results.read`.
+
+    Returns:
+        :data:`COLUMNS` and ``seed``; one row a number.
+    """
+    rows = [
+        record | {"seed": content["unit"]["seed"]}
+        for content in contents
+        for record in content["records"]
+    ]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "seed"])
+
+
+def provenance(device: torch.device, seconds: float, source: str) -> dict[str, Any]:
+    """Where a record's numbers come from.
+
+    Args:
+        device: where the unit ran.
+        seconds: wall-clock time it took.
+        source: :func:`revision` when it began.
+
+    Returns:
+        Revision of the source, device, versions, threads, time, seconds and peak memory in MiB.
+    """
+    cuda = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else _resident_mib()
+    return {
+        "revision": source,
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {
+            name: version(name)
+            for name in ("npmerge", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
+        },
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": round(peak) if math.isfinite(peak) else None,
+    }
+
+
+def revision() -> str:
+    """The git revision of the source, ``+`` behind it if it was changed; the package's version outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        _git(
+            here, "ls-files", "--error-unmatch", Path(__file__).name
+        )  # not just inside somebody else's repository
+        head = _git(here, "rev-parse", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain", "--", str(here)) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {version('npmerge')}"
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(  # noqa: S603
+        ["git", "-C", str(folder), *words],  # noqa: S607
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+def _resident_mib() -> float:
+    """Peak resident memory of this process; not a number where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a record file, or None if it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    keys = {"unit", "config", "config_hash", "records", "details", "provenance"}
+    return content if isinstance(content, dict) and keys <= content.keys() else None

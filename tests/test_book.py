@@ -1,0 +1,255 @@
+"""The pages of the book, as files and in a browser."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import browser
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+CHAPTERS = ("book/index", "book/method", "book/protocol", "book/reexecute", "book/api")
+# Attributes that make the browser load something, and those that the reader can follow.
+LOADED = {("img", "src"), ("script", "src"), ("link", "href"), ("source", "src"), ("iframe", "src")}
+FOLLOWED = {("a", "href")}
+
+pytestmark = pytest.mark.book
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """The links, loaded files and anchors of a page, and the classes of its elements."""
+
+    followed: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    anchors: set[str] = field(default_factory=set)
+    classes: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if value is None:
+                continue
+            if (tag, name) in FOLLOWED:
+                self.followed.append(value)
+            if (tag, name) in LOADED:
+                self.loaded.append(value)
+            if name == "id" or (tag, name) == ("a", "name"):
+                self.anchors.add(value)
+            if name == "class":
+                self.classes.update(value.split())
+
+
+def pages(html: Path) -> list[Path]:
+    """Every page, but for the templates that the theme leaves under _static."""
+    return [p for p in sorted(html.rglob("*.html")) if "_static" not in p.relative_to(html).parts]
+
+
+@pytest.fixture(scope="session")
+def parsed(html: Path) -> dict[Path, Parsed]:
+    result = {}
+    for page in pages(html):
+        result[page.resolve()] = parser = Parsed()
+        parser.feed(page.read_text(encoding="utf-8"))
+    return result
+
+
+def broken(page: Path, link: str, parsed: dict[Path, Parsed]) -> bool:
+    """Whether an internal link of a page leads to no file, or to no anchor in its page."""
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        return False
+    target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+    if target.is_dir():
+        target /= "index.html"
+    if not target.is_file():
+        return True
+    anchors = parsed[target].anchors if target in parsed else set()
+    return parts.fragment not in {"", "top"} and unquote(parts.fragment) not in anchors
+
+
+def test_every_chapter_is_there(html: Path) -> None:
+    notebooks = Path(__file__).parent.parent.glob("notebooks/*.ipynb")
+    chapters = [*CHAPTERS, *(f"notebooks/{notebook.stem}" for notebook in notebooks)]
+    assert [c for c in chapters if not (html / f"{c}.html").is_file()] == []
+    assert any(c.startswith("notebooks/") for c in chapters)
+
+
+def test_every_internal_link_and_anchor_resolves(parsed: dict[Path, Parsed]) -> None:
+    dead = [
+        f"{page.name}: {link}"
+        for page, parser in parsed.items()
+        for link in [*parser.followed, *parser.loaded]
+        if broken(page, link, parsed)
+    ]
+    assert dead == []
+
+
+def test_a_dead_link_and_a_dead_anchor_are_found(parsed: dict[Path, Parsed]) -> None:
+    page = next(page for page in parsed if page.name == "method.html")
+    assert broken(page, "nowhere.html", parsed)
+    assert broken(page, "protocol.html#nowhere", parsed)
+    assert broken(page, "#nowhere", parsed)
+    assert not broken(page, "protocol.html", parsed)
+
+
+def test_pages_load_nothing_from_another_host(parsed: dict[Path, Parsed]) -> None:
+    foreign = [
+        f"{p.name}: {u}"
+        for p, parser in parsed.items()
+        for u in parser.loaded
+        if urlsplit(u).netloc
+    ]
+    assert foreign == []
+
+
+def test_no_cell_shows_an_error(parsed: dict[Path, Parsed]) -> None:
+    """A stored error output raises no warning when the book is built."""
+    failed = {"traceback", "cell_error", "output_error"}
+    assert [page.name for page, parser in parsed.items() if parser.classes & failed] == []
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and keeps no log."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture(scope="session")
+def site(html: Path) -> Iterator[str]:
+    """The address of the book, served on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=browser.ensure(), args=FLAGS)
+        yield launched
+        launched.close()
+
+
+MATHS = """async () => {
+    if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+    const raw = document.querySelectorAll('.math').length;
+    return {
+        expected: raw,
+        rendered: document.querySelectorAll('.math mjx-container').length,
+        errors: document.querySelectorAll('mjx-merror, mjx-container [data-mml-node="merror"]').length,
+    };
+}"""
+LAYOUT = """() => ({
+    page: document.scrollingElement.scrollWidth,
+    window: window.innerWidth,
+    wide: [...document.querySelectorAll('body *')]
+        .filter(e => e.scrollWidth > window.innerWidth && getComputedStyle(e).overflowX === 'visible')
+        .slice(-3).map(e => e.tagName + '.' + e.className),
+})"""
+IMAGES = """async () => {
+    const images = [...document.images];
+    images.forEach(i => { i.loading = 'eager'; });
+    await Promise.all(images.map(i => i.decode().catch(() => null)));
+    return images.filter(i => !(i.complete && i.naturalWidth > 0)).map(i => i.src);
+}"""
+
+
+def faults(tab: Page, site: str, url: str) -> list[str]:
+    """Open a page and say what is wrong with it."""
+    found: list[str] = []
+    tab.on("console", lambda m: found.append(f"console: {m.text}") if m.type == "error" else None)
+    tab.on("pageerror", lambda error: found.append(f"script: {error}"))
+    tab.on("requestfailed", lambda r: found.append(f"failed: {r.url}"))
+    tab.on("response", lambda r: found.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+    tab.on(
+        "request",
+        lambda r: None if r.url.startswith((site, "data:")) else found.append(f"foreign: {r.url}"),
+    )
+    tab.goto(url, wait_until="networkidle")
+    maths = tab.evaluate(MATHS)
+    if maths["errors"] or maths["expected"] != maths["rendered"]:
+        found.append(f"mathematics: {maths}")
+    if (text := tab.inner_text("article" if tab.query_selector("article") else "body")) and (
+        r"\(" in text or r"\[" in text
+    ):
+        found.append("mathematics: raw TeX in the text")
+    layout = tab.evaluate(LAYOUT)
+    if layout["page"] > layout["window"]:
+        found.append(f"horizontal scroll: {layout}")
+    found += [f"image: {source}" for source in tab.evaluate(IMAGES)]
+    return found
+
+
+@pytest.mark.chromium
+@pytest.mark.parametrize("size", SIZES)
+def test_every_page_opens_without_fault(
+    chromium: Browser, html: Path, site: str, size: str
+) -> None:
+    """No console error, failed or foreign request, horizontal scroll, broken image or unrendered formula."""
+    width, height = SIZES[size]
+    wrong = {}
+    with chromium.new_context(viewport={"width": width, "height": height}) as context:
+        for page in pages(html):
+            name = page.relative_to(html).as_posix()
+            with context.new_page() as tab:
+                if found := faults(tab, site, f"{site}/{name}"):
+                    wrong[name] = found
+    assert wrong == {}
+
+
+@pytest.mark.chromium
+def test_mathematics_is_drawn(chromium: Browser, site: str) -> None:
+    with chromium.new_context() as context:
+        tab = context.new_page()
+        tab.goto(f"{site}/book/method.html", wait_until="networkidle")
+        assert tab.evaluate(MATHS)["rendered"] > 20
+
+
+@pytest.mark.chromium
+def test_a_faulty_page_is_found(chromium: Browser, tmp_path: Path) -> None:
+    """Each check of the browser test can fail."""
+    (tmp_path / "index.html").write_text(
+        "<script>console.error('boom')</script><img src='missing.png'><span class='math'>\\(x\\)</span>"
+        "<div style='width:3000px'>wide</div><script src='http://127.0.0.2:9/foreign.js'></script>",
+        encoding="utf-8",
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    site = f"http://127.0.0.1:{server.server_port}"
+    with chromium.new_context() as context:
+        found = " ".join(faults(context.new_page(), site, f"{site}/index.html"))
+    server.shutdown()
+    server.server_close()
+    for fault in (
+        "boom",
+        "404",
+        "mathematics",
+        "raw TeX",
+        "horizontal scroll",
+        "image:",
+        "foreign:",
+        "failed:",
+    ):
+        assert fault in found
