@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "npmerge needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) --version 2>&1`: try make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[book,test]"
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e ".[book,test]"
 	@touch $@
 
 book: $(INSTALLED) ## execute the notebooks and render the book
@@ -40,7 +40,11 @@ lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy npmerge
 
+# The book's build and the notebooks' check share one folder of results, and it is a fresh one.
+test: export NPMERGE_RESULTS := $(CURDIR)/.cache/test/results
+test: export NPMERGE_ZOO := $(CURDIR)/.cache/test/zoo
 test: lint ## everything: lint, unit tests, notebooks, the book and its pages in a browser
+	@rm -rf .cache/test
 	$(BIN)/python tests/browser.py
 	@echo "$(if $(LEFT_OUT),Left out: tests marked $(subst $(SPACE),$(SPACE)and ,$(LEFT_OUT)) (cifar needs NPMERGE_DATA=FOLDER; gpu needs GPU=1).,Nothing is left out.)"
 	$(BIN)/python -m pytest $(MARKERS)

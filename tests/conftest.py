@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +21,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def html(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the book's pages, built afresh: with no results, no trained models and no earlier build."""
+    """The folder of the book's pages, built afresh.
+
+    `make test` gives an empty folder of results, which the check of the notebooks shares; without it, one is made here.
+    """
     built: Path | None = request.config.getoption("--book")
     if built is None:
         folder = tmp_path_factory.mktemp("book")
         program = Path(sys.executable).with_name("npmerge")
         command = [str(program), "book", "--profile", "digits"]
-        for option in ("output", "results", "zoo"):
-            command += [f"--{option}", str(folder / option)]
+        command += ["--output", str(folder / "output")]
+        for option in ("results", "zoo"):
+            given = os.environ.get(f"NPMERGE_{option.upper()}")
+            command += [f"--{option}", given or str(folder / option)]
         subprocess.run(command, cwd=request.config.rootpath, check=True)
         built = folder / "output" / "html"
     assert (built / "index.html").is_file(), f"no book in {built}"

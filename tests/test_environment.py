@@ -51,7 +51,7 @@ def pip_arguments() -> list[str]:
 
 
 def test_conda_and_make_install_the_same_package_extras_and_versions() -> None:
-    (command,) = re.findall(r"uv pip install --python \S+ (.*)", MAKEFILE)
+    (command,) = re.findall(r"uv pip install --compile-bytecode --python \S+ (.*)", MAKEFILE)
     assert command.replace('"', "").split() == pip_arguments()
     (extras,) = re.findall(r"\.\[(.*)\]", command)
     assert set(extras.split(",")) == {"book", "test"} <= EXTRAS.keys()

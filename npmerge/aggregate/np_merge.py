@@ -96,10 +96,10 @@ class AlphaAdam:
 
     def __init__(self, model: nn.Module, b: nn.Module, *, lr: float) -> None:
         named = dict(model.named_parameters())
-        kinds = {(p.dtype, p.device) for p in named.values()}
-        if len(kinds) != 1 or not next(iter(kinds))[0].is_floating_point:
+        kinds = {f"{p.dtype} on {p.device}" for p in named.values()}
+        if len(kinds) != 1 or not all(p.is_floating_point() for p in named.values()):
             raise ValueError(
-                f"NP Merge needs parameters of one floating-point type on one device, got {sorted(map(str, kinds))}"
+                f"NP Merge needs parameters of one floating-point type on one device, got {', '.join(sorted(kinds))}"
             )
         self._parameters = named
         self._weight = _flatten(list(named.values()))

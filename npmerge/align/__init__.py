@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from npmerge.align.activations import Covariances, covariances
+from npmerge.align.activations import Covariances, activations, covariances
 from npmerge.align.alignment import Alignment
 from npmerge.align.cca import cca, cca_from_covariances
 from npmerge.align.identity import identity
@@ -41,6 +41,7 @@ __all__ = [
     "METHODS",
     "Alignment",
     "Covariances",
+    "activations",
     "cca",
     "cca_from_covariances",
     "covariances",

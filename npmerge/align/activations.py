@@ -79,9 +79,11 @@ def covariances(
                 groups = symmetry(a, images) if groups is None else groups
                 models = [_tapped(model, groups).to(reference.device) for model in (a, b)]
                 accumulators = [_Accumulator() for _ in groups]
-            x, y = ([*model(batch)] for model in models)
-            while x:  # from the last group to the first, each freed once it is used
-                accumulators[len(x) - 1].add(x.pop(), y.pop(), variances_only)
+            # On a CPU few images at a time: all activations at once would not stay in the cache.
+            for part in torch.split(batch, 32 if batch.device.type == "cpu" else len(batch)):
+                x, y = ([*model(part)] for model in models)
+                while x:  # from the last group to the first, each freed once it is used
+                    accumulators[len(x) - 1].add(x.pop(), y.pop(), variances_only)
     return Covariances(
         tuple(groups or ()),
         tuple(s.xx for s in accumulators),
@@ -89,6 +91,22 @@ def covariances(
         tuple(s.xy for s in accumulators),
         tuple(s.count for s in accumulators),
     )
+
+
+@torch.no_grad()
+def activations(model: nn.Module, images: Tensor, groups: Sequence[Group]) -> tuple[Tensor, ...]:
+    """What a model's neurons answer to some images, at every group's node.
+
+    Args:
+        model: in evaluation mode for this call; not changed.
+        images: ``(N, C, H, W)``, on the model's device.
+        groups: the symmetry groups.
+
+    Returns:
+        Per group a tensor ``(N, size, ...)``.
+    """
+    found: tuple[Tensor, ...] = _tapped(model, groups).to(images.device)(images)
+    return found
 
 
 class _Accumulator:
@@ -105,12 +123,18 @@ class _Accumulator:
         self.count += len(u)
         if self._shifts is None:
             self._shifts = u.mean(0), v.mean(0)
-        u -= self._shifts[0]
-        v -= self._shifts[1]
-        ones = u.new_ones(len(u))
         within = _squares if variances_only else _gram
-        sums = [s.double() for s in (ones @ u, ones @ v, within(u), within(v), u.T @ v)]
-        self._sums = [o + s for o, s in zip(self._sums, sums, strict=True)] if self._sums else sums
+        # And few rows at a time, which stay in a core's cache between the operations.
+        step = 2**14 if u.device.type == "cpu" else len(u)
+        for p, q in zip(torch.split(u, step), torch.split(v, step), strict=True):
+            p -= self._shifts[0]
+            q -= self._shifts[1]
+            ones = p.new_ones(len(p))
+            sums = [s.double() for s in (ones @ p, ones @ q, within(p), within(q), p.T @ q)]
+            if self._sums:
+                torch._foreach_add_(self._sums, sums)
+            else:
+                self._sums = sums
 
     def _covariance(self, index: int, left: int, right: int) -> Tensor:
         mean_left, mean_right = self._sums[left] / self.count, self._sums[right] / self.count
@@ -139,7 +163,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _squares(u: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(u, dim=0).square()
+    return u.new_ones(len(u)) @ u.square()
 
 
 def _gram(u: Tensor) -> Tensor:
@@ -184,21 +208,10 @@ def _tapped(model: nn.Module, groups: Sequence[Group]) -> fx.GraphModule:
     return traced
 
 
-_ALIASING = set(
-    [
-        "getitem",
-        "narrow",
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "chunk",
-        "split",
-        "contiguous",
-        "dropout",
-    ]
+_INPLACE = ("iadd", "isub", "imul", "itruediv")
+_ALIASING = (
+    *("getitem", "narrow", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+    *("chunk", "split", "contiguous", "dropout"),
 )
 _ALIASING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
 

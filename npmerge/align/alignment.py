@@ -220,7 +220,7 @@ def channels(tensor: Tensor, slot: Slot, size: int) -> Tensor:
         A view of shape (size, block, *the tensor's other axes).
     """
     part = tensor.movedim(slot.axis, 0).narrow(0, slot.offset, size * slot.block)
-    return part.unflatten(0, (size, slot.block))
+    return part.view(size, slot.block, *part.shape[1:])
 
 
 def permuted(tensor: Tensor, slot: Slot, permutation: Tensor) -> Tensor:

@@ -6,14 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
-from torchvision.datasets import CIFAR10, CIFAR100
 
 DATA_VARIABLE = "NPMERGE_DATA"
 """Environment variable that names the folder with the downloaded data sets."""
@@ -108,6 +106,9 @@ def _digits(_folder: Path | str | None) -> ImageSet:
 
     scikit-learn has no official split: 500 stratified images, drawn once with seed 0, are the test set.
     """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     pixels = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
@@ -124,16 +125,20 @@ def _digits(_folder: Path | str | None) -> ImageSet:
 
 
 def _cifar10(folder: Path | str | None) -> ImageSet:
+    from torchvision.datasets import CIFAR10  # only who reads CIFAR waits for torchvision
+
     return _cifar("cifar10", CIFAR10, folder, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 def _cifar100(folder: Path | str | None) -> ImageSet:
+    from torchvision.datasets import CIFAR100
+
     return _cifar("cifar100", CIFAR100, folder, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 
 def _cifar(
     name: str,
-    source: type[CIFAR10],
+    source: Any,
     folder: Path | str | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],

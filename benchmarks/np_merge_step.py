@@ -1,0 +1,190 @@
+"""An NP Merge step beside an Adam fine-tuning step and beside autograd through the re-parametrised weights.
+
+Time: rounds of one call of the library's training loop for each variant, on the same batch; and of ``optimizer.step()``
+alone, which a loaded machine disturbs less. Memory: in a process of its own for each variant, the tensors held between
+two steps as multiples of the parameters' bytes, the peak in a step as PyTorch counts its allocations, and by how much
+the process's resident set grew.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import resource
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import torch
+from _common import (
+    Setting,
+    interleaved,
+    network,
+    random_batches,
+    read_setting,
+    show,
+    summary,
+    write,
+)
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+from torch.profiler import ProfilerActivity, profile
+
+from npmerge.aggregate import mean
+from npmerge.aggregate.np_merge import AlphaAdam
+from npmerge.training import Optimizer, fit
+
+LR = 1e-2
+MIB = 2**20
+Training = tuple[nn.Module, Optimizer]
+
+
+def np_merge(a: nn.Module, b: nn.Module) -> Training:
+    return a, AlphaAdam(a, b, lr=LR)
+
+
+def fused_adam(a: nn.Module, b: nn.Module) -> Training:
+    model = mean(a, b)
+    return model, torch.optim.Adam(model.parameters(), lr=LR, fused=True)
+
+
+def default_adam(a: nn.Module, b: nn.Module) -> Training:
+    model = mean(a, b)
+    return model, torch.optim.Adam(model.parameters(), lr=LR)
+
+
+class Mix(nn.Module):
+    """The weight as a function of alpha_pre."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, pre: Tensor) -> Tensor:
+        alpha = torch.sigmoid(pre)
+        return alpha * self.a + (1 - alpha) * self.b
+
+
+def parametrized(a: nn.Module, b: nn.Module) -> Training:
+    """What ``torch.nn.utils.parametrize`` offers for it."""
+    modules = dict(b.named_modules())
+    for path, module in list(a.named_modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            mix = Mix(parameter.detach().clone(), modules[path].get_parameter(name).detach())
+            nn.init.zeros_(parameter)
+            parametrize.register_parametrization(module, name, mix)
+    return a, torch.optim.Adam(a.parameters(), lr=LR, fused=True)
+
+
+class Functional(nn.Module):
+    """``torch.func.functional_call`` with the mixed weights."""
+
+    def __init__(self, a: nn.Module, b: nn.Module) -> None:
+        super().__init__()
+        self.model = a.requires_grad_(requires_grad=False)
+        other = dict(b.named_parameters())
+        self.mixes = {n: Mix(p.detach(), other[n].detach()) for n, p in a.named_parameters()}
+        self.pre = nn.ParameterList([torch.zeros_like(p) for p in a.parameters()])
+
+    def forward(self, images: Tensor) -> Tensor:
+        mixed = zip(self.mixes.items(), self.pre, strict=True)
+        return functional_call(self.model, {n: mix(pre) for (n, mix), pre in mixed}, (images,))
+
+
+def functional(a: nn.Module, b: nn.Module) -> Training:
+    model = Functional(a, b)
+    return model, torch.optim.Adam(model.pre.parameters(), lr=LR, fused=True)
+
+
+VARIANTS: dict[str, Callable[[nn.Module, nn.Module], Training]] = {
+    "fine-tuning, Adam(fused=True)": fused_adam,
+    "fine-tuning, Adam()": default_adam,
+    "NP Merge": np_merge,
+    "autograd, parametrize": parametrized,
+    "autograd, functional_call": functional,
+}
+
+
+def prepare(setting: Setting, variant: str) -> tuple[Callable[[], object], Optimizer]:
+    """A function that takes training steps, and its optimiser; nothing but what they need is kept."""
+    model, optimizer = VARIANTS[variant](network(setting, 0), network(setting, 1))
+    batches = random_batches(setting, 1) * _steps(setting)
+    return lambda: fit(model, batches, optimizer, epochs=1), optimizer
+
+
+def memory(setting: Setting, variant: str) -> dict[str, float]:
+    """Memory of a variant; to be called in a fresh process."""
+    torch.set_num_threads(setting.threads)
+    parameters = sum(p.nbytes for p in network(setting, 0).parameters())
+    batch = sum(t.nbytes for t in random_batches(setting, 1)[0])
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cuda = torch.device(setting.device).type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=not cuda) as profiler:
+        step, _ = prepare(setting, variant)
+        step()
+        step()
+    peak = torch.cuda.max_memory_allocated(setting.device) if cuda else _cpu_peak(profiler)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
+    return {
+        "held / parameters": (_held() - batch) / parameters,
+        "peak MiB": peak / MIB,
+        "RSS growth MiB": grown / 1024,
+    }
+
+
+def _steps(setting: Setting) -> int:
+    """Steps a round: a GPU works behind the program, so the wait at a round's end must not count there."""
+    return 1 if setting.device == "cpu" else 20
+
+
+def _held() -> int:
+    """Bytes of all tensors that are alive, each storage once."""
+    gc.collect()
+    tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
+    tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _cpu_peak(profiler: profile) -> int:
+    """The most bytes that were allocated at one time."""
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    allocated = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
+
+
+def main() -> None:
+    setting, file = read_setting(__doc__, batch_size=128, repeats=15)
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own messages
+    measured = {}
+    for variant in VARIANTS:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            measured[variant] = pool.submit(memory, setting, variant).result()
+
+    prepared = {variant: prepare(setting, variant) for variant in VARIANTS}
+    seconds = interleaved({v: step for v, (step, _) in prepared.items()}, setting)
+    baseline = next(iter(VARIANTS))
+    rows = summary(seconds, baseline, _steps(setting) * setting.batch_size)
+    for variant, row in rows.items():
+        row["memory"] = measured[variant]
+    show(f"Training step, ResNet20x{setting.width:g}, batch {setting.batch_size}", rows)
+
+    steppers = {v: prepared[v][1].step for v in VARIANTS if not v.startswith("autograd")}
+    many = replace(setting, repeats=20 * setting.repeats)
+    alone = summary(interleaved(steppers, many), baseline, setting.batch_size)
+    show("Of it, optimizer.step() alone", alone)
+    extra = alone["NP Merge"]["ms"] - alone[baseline]["ms"]
+    share = extra / (rows[baseline]["ms"] / _steps(setting))
+    print(f"NP Merge's own arithmetic: {extra:.2f} ms, {share:.1%} of a fine-tuning step")
+    write(file, setting, {"step": rows, "optimizer_step": alone, "share": share})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Execute the notebooks and render the book."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
+
+
+class BookError(RuntimeError):
+    """A notebook failed or the book did not build; nothing was published."""
+
+
+def make_book(
+    parameters: dict[str, Any],
+    *,
+    root: Path | str = ".",
+    output: Path | str = "_build",
+    progress: bool = True,
+) -> Path:
+    """Execute every notebook with papermill and render the book around them.
+
+    The sources are copied to ``<output>/source`` and executed there, so the committed notebooks stay as they are. The
+    new pages replace the old ones only once everything has succeeded.
+
+    Args:
+        parameters: given to every notebook.
+        root: the project's folder, with ``_config.yml``, ``_toc.yml``, ``book/`` and ``notebooks/``.
+        output: where to build.
+        progress: show a progress bar for the cells.
+
+    Returns:
+        The first page, ``<output>/html/index.html``.
+
+    Raises:
+        BookError: the sources are not there, a notebook failed, or Jupyter Book warned or failed.
+    """
+    root, output = Path(root).resolve(), Path(output).resolve()
+    missing = [name for name in SOURCES if not (root / name).exists()]
+    if missing:
+        raise BookError(f"{root} is not the project's folder: {missing[0]} is not there")
+    stage = output / "source"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    for name in SOURCES:
+        source = root / name
+        if source.is_dir():
+            shutil.copytree(
+                source, stage / name, ignore=shutil.ignore_patterns(".*", "__pycache__", "digits")
+            )
+        else:
+            shutil.copy(source, stage / name)
+    for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
+        execute(notebook, notebook, parameters, progress=progress)
+    return _render(stage, output)
+
+
+def execute(
+    source: Path, target: Path, parameters: dict[str, Any], *, progress: bool = True
+) -> None:
+    """Execute one notebook and write it without times and paths, so that equal runs give equal files.
+
+    Args:
+        source: the notebook.
+        target: where to write it; only written on success.
+        parameters: for its cell tagged ``parameters``.
+        progress: show a progress bar for the cells.
+
+    Raises:
+        BookError: a cell raised; the message ends with the error.
+    """
+    import nbformat
+    import papermill
+
+    partial = target.with_suffix(".partial.ipynb")
+    try:
+        notebook = papermill.execute_notebook(
+            str(source),
+            str(partial),
+            parameters=parameters,
+            cwd=str(source.parent),
+            kernel_name="python3",
+            progress_bar=progress,
+        )
+    except papermill.PapermillExecutionError as error:
+        raise BookError(f"{source.name} failed: {error.ename}: {error.evalue}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    clean(notebook)
+    write: Callable[[Any, str], None] = nbformat.write
+    write(notebook, str(target))
+
+
+def clean(notebook: Any) -> None:
+    """Take times, paths and progress bars out of an executed notebook, in place.
+
+    Args:
+        notebook: an ``nbformat`` notebook.
+    """
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    notebook.cells = [
+        cell
+        for cell in notebook.cells
+        if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+
+
+def _render(stage: Path, output: Path) -> Path:
+    built = output / "new"
+    shutil.rmtree(built, ignore_errors=True)
+    command = [sys.executable, "-m", "jupyter_book", "build", "-W", "-n", "--keep-going", "--all"]
+    done = subprocess.run(  # noqa: S603
+        [*command, "--path-output", str(built), str(stage)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+    )
+    text = done.stdout + done.stderr
+    (output / "build.log").write_text(text)
+    if done.returncode:
+        raise BookError(
+            f"the book did not build; {output / 'build.log'} has all of it:\n{_last_words(text)}"
+        )
+    html = output / "html"
+    shutil.rmtree(html, ignore_errors=True)
+    shutil.move(built / "_build" / "html", html)
+    shutil.rmtree(built)
+    return html / "index.html"
+
+
+def _last_words(text: str) -> str:
+    lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    marked = [line for line in lines if "WARNING" in line or "ERROR" in line or "Exception" in line]
+    return "\n".join(marked[-20:] or lines[-20:])

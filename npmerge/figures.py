@@ -1,0 +1,288 @@
+"""Tables and plots for the chapters: records in, something to look at out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from npmerge.paper import METHODS, Verdict, label, numbers
+
+COLORS = {"earlier": "#4C78A8", "finetune": "#B279A2", "np": "#D1495B", "reference": "#6B7280"}
+"""One colour a family of methods; distinguishable without red-green vision and on both themes' cards."""
+
+
+def style() -> None:
+    """Set matplotlib up for the book: sizes that read at phone width, a white card that suits both themes."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "figure.facecolor": "white",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "font.size": 11,
+        }
+    )
+
+
+def family(method: str) -> str:
+    """Which family a method belongs to: a key of :data:`COLORS`."""
+    if method.startswith("np_"):
+        return "np"
+    if method.startswith("finetune"):
+        return "finetune"
+    return "reference" if method in ("base_avg", "ensemble") else "earlier"
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds.
+
+    Args:
+        table: from :func:`npmerge.results.table`.
+
+    Returns:
+        Top-1 accuracy in percent: ``mean``, ``std`` (of a sample; NaN for one seed) and ``seeds`` for each dataset,
+        model and method, methods in the paper's order.
+    """
+    top1 = table[(table["metric"] == "top1") & table["method"].isin(METHODS)]
+    order = {method: place for place, method in enumerate(METHODS)}
+    grouped = top1.groupby(["dataset", "model", "method"], sort=False)["value"]
+    result = grouped.agg(mean="mean", std="std", seeds="count").reset_index()
+    return result.sort_values(
+        "method", key=lambda column: column.map(order), kind="stable", ignore_index=True
+    )
+
+
+def beside_paper(contents: Sequence[dict[str, Any]], table: pd.DataFrame) -> pd.DataFrame:
+    """Our numbers beside the column of the paper that each setting reproduces or stands in for.
+
+    Args:
+        contents: from :meth:`npmerge.results.Results.read`; their configuration names the paper's column.
+        table: their records.
+
+    Returns:
+        One row a method; for each setting our mean ± std and the paper's, as text.
+    """
+    ours = summary(table)
+    paper = numbers()
+    rows = pd.DataFrame(index=pd.Index([label(m) for m in METHODS], name="method"))
+    for dataset, model in dict.fromkeys(zip(ours["dataset"], ours["model"], strict=True)):
+        setting = next(
+            c["config"]["setting"]
+            for c in contents
+            if (c["records"][0]["dataset"], c["records"][0]["model"]) == (dataset, model)
+        )
+        their_data, their_model = setting["beside"]
+        here = ours[(ours["dataset"] == dataset) & (ours["model"] == model)].set_index("method")
+        there = paper[
+            (paper["dataset"] == their_data)
+            & (paper["model"] == their_model)
+            & (paper["table"] == "I")
+        ].set_index("method")
+        rows[f"{model} on {dataset} (ours)"] = [_mean_std(here, m) for m in METHODS]
+        rows[f"{their_model} on {their_data} (paper)"] = [_mean_std(there, m) for m in METHODS]
+    return rows
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """The verdicts as a table.
+
+    Args:
+        verdicts: from :func:`npmerge.paper.verdicts`.
+
+    Returns:
+        Columns ``claim``, ``where``, ``verdict`` and ``smallest margin`` (percentage points of top-1 accuracy).
+    """
+    return pd.DataFrame(
+        [
+            {
+                "claim": f"{v.claim.text} ({v.claim.section})",
+                "where": f"{v.model}, {v.dataset}",
+                "verdict": v.status,
+                "smallest margin": v.evidence,
+            }
+            for v in verdicts
+        ]
+    )
+
+
+def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
+    """Where a record file's numbers come from, as a row of a table.
+
+    Args:
+        content: one of those from :meth:`npmerge.results.Results.read`.
+    """
+    unit, source = content["unit"], content["provenance"]
+    return {
+        "record": f"{unit['profile']}/{unit['experiment']}/{unit['setting']}-seed{unit['seed']}",
+        "revision": source["revision"].removeprefix("version ")[:8]
+        + "+" * source["revision"].endswith("+"),
+        "device": f"{source['device']}, {source['threads']} threads",
+        "torch": source["versions"]["torch"],
+        "seconds": f"{source['seconds']:.0f}",
+        "peak memory": f"{source['peak_memory_mib']} MiB",
+        "finished": source["finished"][:10],
+    }
+
+
+def plot_methods(table: pd.DataFrame, title: str = "") -> Figure:
+    """How far each method is from the base models and the ensemble, in one panel a setting.
+
+    Args:
+        table: from :func:`npmerge.results.table`.
+        title: above the panels.
+    """
+    ours = summary(table)
+    settings = list(dict.fromkeys(zip(ours["dataset"], ours["model"], strict=True)))
+    figure, axes = plt.subplots(
+        1,
+        len(settings),
+        figsize=(1.6 + 3.7 * len(settings), 4.4),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    methods = [m for m in METHODS if m not in ("base_avg", "ensemble") and m in set(ours["method"])]
+    for axis, (dataset, model) in zip(axes[0], settings, strict=True):
+        here = ours[(ours["dataset"] == dataset) & (ours["model"] == model)].set_index("method")
+        seeds = table[
+            (table["dataset"] == dataset) & (table["model"] == model) & (table["metric"] == "top1")
+        ]
+        for place, method in enumerate(methods):
+            colour = COLORS[family(method)]
+            values = seeds.loc[seeds["method"] == method, "value"].to_numpy(float)
+            axis.plot(
+                [0, here.loc[method, "mean"]],
+                [place, place],
+                color=colour,
+                lw=2,
+                alpha=0.35,
+                zorder=1,
+            )
+            axis.plot(values, [place] * len(values), "|", color=colour, ms=10, zorder=2)
+            axis.plot(here.loc[method, "mean"], place, "o", color=colour, ms=8, zorder=3)
+        for method, line in (("base_avg", "--"), ("ensemble", "-")):
+            axis.axvline(
+                here.loc[method, "mean"],
+                color=COLORS["reference"],
+                ls=line,
+                lw=1.2,
+                label=label(method),
+            )
+        axis.set(xlim=(0, 102), xlabel="test accuracy (%)")
+        axis.set_title(f"{model} on {dataset}", fontsize=11)
+    axes[0][0].set_yticks(range(len(methods)), [label(m) for m in methods])
+    axes[0][0].invert_yaxis()
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def plot_paths(paths: dict[str, list[dict[str, float]]]) -> Figure:
+    """Accuracy and loss along the linear path from B to A, for each alignment.
+
+    Args:
+        paths: points with ``alpha``, ``accuracy`` (%) and ``loss`` (nats), by method.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
+    markers = {"direct": "s", "permute": "o", "weight_matching": "^"}
+    colours = {"direct": "#9CA3AF", "permute": "#D1495B", "weight_matching": "#4C78A8"}
+    for method, points in paths.items():
+        alphas = [p["alpha"] for p in points]
+        for axis, key in zip(axes, ("accuracy", "loss"), strict=True):
+            axis.plot(
+                alphas,
+                [p[key] for p in points],
+                marker=markers[method],
+                color=colours[method],
+                label=label(method),
+            )
+    axes[0].set(xlabel="share of A, α", ylabel="test accuracy (%)", ylim=(0, 102))  # noqa: RUF001
+    axes[1].set(xlabel="share of A, α", ylabel="test loss (nats)")  # noqa: RUF001
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def plot_alpha(alpha: dict[str, Tensor]) -> Figure:
+    """Where the learned coefficients lie, layer by layer: a row a tensor, dark where many coefficients are.
+
+    Args:
+        alpha: tensors of coefficients in (0, 1), by parameter name.
+    """
+    histograms = np.stack(
+        [np.histogram(a.detach().cpu().numpy(), bins=20, range=(0, 1))[0] for a in alpha.values()]
+    )
+    density = histograms / histograms.sum(axis=1, keepdims=True)
+    figure, axis = plt.subplots(figsize=(6.4, 1.6 + 0.2 * len(alpha)), layout="constrained")
+    image = axis.imshow(
+        density, aspect="auto", cmap="magma_r", extent=(0, 1, len(alpha), 0), vmin=0, vmax=0.5
+    )
+    axis.set_yticks(np.arange(len(alpha)) + 0.5, list(alpha), fontsize=7)
+    axis.axvline(0.5, color="black", lw=0.8, ls=":")
+    axis.set(xlabel="α (0: all B, 1: all A)")  # noqa: RUF001
+    axis.grid(visible=False)
+    figure.colorbar(image, ax=axis, label="share of the tensor's coefficients", shrink=0.6)
+    return figure
+
+
+def plot_correlations(before: Tensor, after: Tensor) -> Figure:
+    """The correlations between A's and B's neurons before and after alignment.
+
+    Args:
+        before: ``(size, size)``, A's neurons in rows, B's in columns.
+        after: the same for B as aligned.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.4), layout="constrained")
+    for axis, matrix, title in zip(
+        axes, (before, after), ("B as trained", "B aligned to A"), strict=True
+    ):
+        image = axis.imshow(matrix.cpu().numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+        axis.set(xlabel="neuron of B", ylabel="neuron of A")
+        axis.set_title(title, fontsize=11)
+        axis.grid(visible=False)
+    figure.colorbar(image, ax=axes, label="correlation", shrink=0.8)
+    return figure
+
+
+def plot_neuron_pair(images: Tensor, first: Tensor, second: Tensor, correlation: float) -> Figure:
+    """What two matched neurons see: the images in the top row, the two activation maps below.
+
+    Args:
+        images: ``(n, C, H, W)``, as the models get them.
+        first: activation maps of A's neuron, ``(n, h, w)``.
+        second: those of the B neuron matched to it.
+        correlation: between the two, over all data.
+    """
+    rows = (images.mean(dim=1), first, second)
+    count = len(images)
+    figure, axes = plt.subplots(3, count, figsize=(1.05 * count + 1, 3.6), layout="constrained")
+    for row, (maps, name) in enumerate(
+        zip(rows, ("image", "A's neuron", "B's neuron"), strict=True)
+    ):
+        for column in range(count):
+            axis: Axes = axes[row][column]
+            axis.imshow(maps[column].cpu().numpy(), cmap="gray" if row == 0 else "viridis")
+            axis.set(xticks=[], yticks=[])
+            axis.grid(visible=False)
+        axes[row][0].set_ylabel(name)
+    figure.suptitle(f"a matched pair of neurons, correlation {correlation:.2f}", fontsize=11)
+    return figure
+
+
+def _mean_std(rows: pd.DataFrame, method: str) -> str:
+    if method not in rows.index:
+        return "–"  # noqa: RUF001
+    mean, std = rows.loc[method, ["mean", "std"]].to_numpy(float)
+    return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"

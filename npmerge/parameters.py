@@ -1,0 +1,88 @@
+"""The notebooks' parameters, validated: an unknown name or a wrong value is an error in the first cell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+PUBLISHED = "../results"
+"""Folder of the records that come with the project, seen from the notebooks."""
+
+_IPYTHON = {"In", "Out", "exit", "quit", "get_ipython", "open"}
+
+
+class Parameters(BaseModel):
+    """What papermill may set in a notebook.
+
+    Attributes:
+        profile: which parameter set to run.
+        seeds: one pair of base models each; no seed twice, none below 0.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        recompute: make every record again.
+        results: folder of the records that are made; by default that named by ``NPMERGE_RESULTS``, else the project's.
+        zoo: folder of the base models; by default that named by ``NPMERGE_ZOO``, else the project's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: Literal["digits", "lite", "paper"] = "digits"
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    device: str = "auto"
+    recompute: bool = False
+    results: str = Field(default_factory=lambda: os.environ.get("NPMERGE_RESULTS", PUBLISHED))
+    zoo: str = Field(default_factory=lambda: os.environ.get("NPMERGE_ZOO", "../zoo"))
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds are {list(seeds)}: give each once, none below 0")
+        return seeds
+
+
+def from_notebook(names: Mapping[str, Any]) -> Parameters:
+    """Validate what a notebook's parameter cell, and papermill's behind it, have set.
+
+    Args:
+        names: the notebook's ``globals()``; a parameter that is None takes its default.
+
+    Raises:
+        ValueError: an unknown name or a wrong value; the message says which, and what is known.
+    """
+    found = {
+        name: value
+        for name, value in names.items()
+        if not (
+            name.startswith("_")
+            or name in _IPYTHON
+            or isinstance(value, ModuleType)
+            or callable(value)
+        )
+    }
+    unknown = sorted(found.keys() - Parameters.model_fields.keys())
+    if unknown:
+        raise ValueError(
+            f"unknown parameter {unknown[0]!r}: choose from {', '.join(Parameters.model_fields)}"
+        )
+    return validated({name: value for name, value in found.items() if value is not None})
+
+
+def validated(values: Mapping[str, Any]) -> Parameters:
+    """Parameters from their values.
+
+    Args:
+        values: by name.
+
+    Raises:
+        ValueError: a wrong value, in one line.
+    """
+    try:
+        return Parameters(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"parameter {where} is {first['input']!r}: {first['msg']}") from None

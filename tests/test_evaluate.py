@@ -1,0 +1,119 @@
+"""Scores, the ensemble, and the path between two models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny import CLASSES, Snapshot, loader, marked, net
+from torch import Tensor, nn
+
+import npmerge as npm
+from npmerge.aggregate import mean
+from npmerge.evaluate import Ensemble, PathPoint, accuracy, barrier, path, score
+
+
+def naive(model: nn.Module, data: list[tuple[Tensor, Tensor]], k: int) -> tuple[float, float]:
+    """Top-k accuracy and loss, one image at a time."""
+    hits, losses = [], []
+    for pixels, labels in data:
+        for image, label in zip(pixels, labels.tolist(), strict=True):
+            logits = model.eval()(image[None])[0].tolist()
+            hits.append(label in sorted(range(CLASSES), key=lambda c: -logits[c])[:k])
+            losses.append(math.log(sum(map(math.exp, logits))) - logits[label])
+    return 100 * sum(hits) / len(hits), sum(losses) / len(losses)
+
+
+def test_a_score_equals_a_naive_count_over_batches_of_unequal_size() -> None:
+    model, data = net(), loader(21)
+    found = score(model, data, topk=(1, 2, 3))
+    for k in (1, 2, 3):
+        hits, loss = naive(model, data, k)
+        assert found.accuracy[k] == pytest.approx(hits)
+        assert found.loss == pytest.approx(loss, rel=1e-5)
+    assert found.top1 == found.accuracy[1]
+    assert accuracy(model, data, topk=(1, 2)) == {k: found.accuracy[k] for k in (1, 2)}
+
+
+def test_among_all_classes_every_label_is_found() -> None:
+    assert accuracy(net(), loader(), topk=(CLASSES,)) == {CLASSES: 100.0}
+
+
+@pytest.mark.parametrize("topk", [(0,), (1, 5), ()])
+def test_a_k_that_is_no_number_of_classes_is_refused(topk: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="each k must lie between 1 and the model's 4 classes"):
+        score(net(), loader(), topk=topk)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "the data is empty"),
+        (iter(loader()), "one-shot list_iterator"),
+        ([(torch.zeros(1, 3, 8, 8), torch.tensor([9]))], "label 9 is out of range"),
+    ],
+)
+def test_bad_data_is_refused_and_the_model_left_alone(data: Any, message: str) -> None:
+    model = marked(net())
+    before = Snapshot.of(model)
+    with pytest.raises(ValueError, match=message):
+        score(model, data)
+    before.assert_still(model)
+
+
+def test_a_model_is_scored_in_evaluation_mode() -> None:
+    training = net().train()
+    assert score(training, loader()) == score(net().eval(), loader())
+
+
+def test_an_ensemble_answers_with_the_mean_of_the_logits() -> None:
+    a, b = net(0).eval(), net(1).eval()
+    pixels, _ = loader(8)[0]
+    assert torch.equal(Ensemble([a, b]).eval()(pixels), (a(pixels) + b(pixels)) / 2)
+    assert score(Ensemble([a]), loader()) == score(a, loader())
+    with pytest.raises(ValueError, match="an ensemble needs at least one model"):
+        Ensemble([])
+
+
+def test_scoring_an_ensemble_leaves_its_members_modes_alone() -> None:
+    a, b = net(0).eval(), net(1).train()
+    score(Ensemble([a, b]), loader())
+    assert not any(module.training for module in a.modules())
+    assert all(module.training for module in b.modules())
+
+
+def test_the_ends_of_a_path_are_the_models_own_scores_and_the_middle_is_the_mean() -> None:
+    a, b, data = net(0), net(1), loader()
+    points = path(a, b, data, points=5)
+    assert [point.alpha for point in points] == [0, 0.25, 0.5, 0.75, 1]
+    for point, model in ((points[0], b), (points[-1], a), (points[2], mean(a, b))):
+        own = score(model, data)
+        assert (point.accuracy, point.loss) == (own.top1, own.loss)
+
+
+def test_batch_norm_is_reset_at_every_point_when_asked_for() -> None:
+    a, b, data = net(0), net(1), loader()
+    points = path(a, b, data, points=3, reset_data=data)
+    for point in points:
+        model = npm.reset_batchnorm(mean(a, b, alpha=point.alpha), data)
+        assert point.loss == score(model, data).loss
+    assert points[1].loss != path(a, b, data, points=3)[1].loss
+
+
+def test_a_path_has_its_two_ends() -> None:
+    with pytest.raises(ValueError, match="points is 1: a path has at least its two ends"):
+        path(net(0), net(1), loader(), points=1)
+
+
+def test_the_barrier_between_identical_models_is_zero() -> None:
+    assert barrier(path(net(), net(), loader(), points=5)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_barrier_is_the_greatest_height_over_the_line_between_the_ends() -> None:
+    losses = [1.0, 2.0, 3.0, 3.5, 3.0]
+    points = [PathPoint(i / 4, 0.0, loss) for i, loss in enumerate(losses)]
+    assert barrier(points) == pytest.approx(1.0)  # 3.5 - 2.5, 3 - 2 and not the 2.5 over the start
+    convex = [PathPoint(i / 2, 0.0, loss) for i, loss in enumerate([2.0, 1.0, 2.0])]
+    assert barrier(convex) == 0
