@@ -14,6 +14,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
 SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
 
 
@@ -93,7 +94,8 @@ def execute(
             progress_bar=progress,
         )
     except papermill.PapermillExecutionError as error:
-        raise BookError(f"{source.name} failed: {error.ename}: {error.evalue}") from error
+        where = f"{source.name}, cell [{error.exec_count}]"
+        raise BookError(f"{where} failed: {error.ename}: {error.evalue}") from error
     finally:
         partial.unlink(missing_ok=True)
     clean(notebook)
@@ -125,7 +127,7 @@ def clean(notebook: Any) -> None:
 def _render(stage: Path, output: Path) -> Path:
     built = output / "new"
     shutil.rmtree(built, ignore_errors=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", "-W", "-n", "--keep-going", "--all"]
+    command = [sys.executable, "-c", JUPYTER_BOOK, "build", "-W", "-n", "--keep-going", "--all"]
     done = subprocess.run(  # noqa: S603
         [*command, "--path-output", str(built), str(stage)],
         capture_output=True,

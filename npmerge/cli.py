@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    for name in options.experiment:  # every name and seed is checked before the first one runs
+        experiments.units(name, options.profile, options.seeds)
     for name in options.experiment:
         paths = experiments.run(
             name,

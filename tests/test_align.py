@@ -411,7 +411,8 @@ def test_groups_that_share_a_node_are_measured_at_their_offsets() -> None:
 
 
 def objective(a: nn.Module, b: nn.Module) -> float:
-    return sum(float((p * q).sum()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return sum(float((p * q).detach().sum()) for p, q in pairs)
 
 
 def test_weight_matching_finds_a_planted_permutation_of_a_plain_network() -> None:

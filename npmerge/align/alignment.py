@@ -217,7 +217,7 @@ def channels(tensor: Tensor, slot: Slot, size: int) -> Tensor:
         size: Number of channels of the group.
 
     Returns:
-        A view of shape (size, block, *the tensor's other axes).
+        A view of shape (size, block, ``*other axes``).
     """
     part = tensor.movedim(slot.axis, 0).narrow(0, slot.offset, size * slot.block)
     return part.view(size, slot.block, *part.shape[1:])
