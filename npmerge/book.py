@@ -12,10 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from npmerge.experiments import load_profile, units
+from npmerge.figures import plot_methods, style
+from npmerge.parameters import validated
+from npmerge.results import Results, table
+
 log = logging.getLogger(__name__)
 
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
 SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
+EXPERIMENT = "same_data"  # the one on the first page
 
 
 class BookError(RuntimeError):
@@ -29,7 +38,7 @@ def make_book(
     output: Path | str = "_build",
     progress: bool = True,
 ) -> Path:
-    """Execute every notebook with papermill and render the book around them.
+    """Execute every notebook with papermill, draw the first page's figure and render the book around them.
 
     The sources are copied to ``<output>/source`` and executed there, so the committed notebooks stay as they are. The
     new pages replace the old ones only once everything has succeeded.
@@ -45,6 +54,7 @@ def make_book(
 
     Raises:
         BookError: the sources are not there, a notebook failed, or Jupyter Book warned or failed.
+        FileNotFoundError, ValueError: no records for the first page's figure; see :func:`draw_result`.
     """
     root, output = Path(root).resolve(), Path(output).resolve()
     missing = [name for name in SOURCES if not (root / name).exists()]
@@ -63,6 +73,7 @@ def make_book(
             shutil.copy(source, stage / name)
     for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
         execute(notebook, notebook, parameters, progress=progress)
+    draw_result(stage, parameters)
     return _render(stage, output)
 
 
@@ -122,6 +133,45 @@ def clean(notebook: Any) -> None:
         for cell in notebook.cells
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
+
+
+def draw_result(stage: Path, parameters: dict[str, Any]) -> Path:
+    """Draw the first page's figure from the largest profile that has records.
+
+    Records that come with the project at profile ``paper`` come first, then those at ``lite``, then those that the
+    notebooks have just made.
+
+    Args:
+        stage: the book's sources, with ``results/`` and executed ``notebooks/``.
+        parameters: those the notebooks were given.
+
+    Returns:
+        The picture, ``book/_static/result.png`` in the stage.
+
+    Raises:
+        FileNotFoundError: there are no records, and the notebooks have made none.
+        ValueError: a record file is damaged.
+    """
+    for profile in ("paper", "lite"):
+        contents = Results(stage / "results").read(profile, EXPERIMENT)
+        if contents:
+            break
+    else:
+        given = validated(parameters)
+        profile = given.profile
+        made = Results(stage / "notebooks" / given.results)
+        contents = made.read(profile, EXPERIMENT, units(EXPERIMENT, profile, given.seeds))
+    rows = table(contents)
+    seeds = rows["seed"].nunique()
+    title = f"profile {profile}, {seeds} seed{'s' * (seeds > 1)}\n{load_profile(profile).title}"
+    target = stage / "book" / "_static" / "result.png"
+    mpl.use("agg")
+    with plt.rc_context():
+        style()
+        figure = plot_methods(rows, title)
+        figure.savefig(target, dpi=160)
+        plt.close(figure)
+    return target
 
 
 def _render(stage: Path, output: Path) -> Path:

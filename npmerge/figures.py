@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from npmerge.evaluate import PathPoint
 from npmerge.paper import METHODS, Verdict, label, numbers
 
 COLORS = {"earlier": "#4C78A8", "finetune": "#B279A2", "np": "#D1495B", "reference": "#6B7280"}
@@ -19,7 +20,8 @@ COLORS = {"earlier": "#4C78A8", "finetune": "#B279A2", "np": "#D1495B", "referen
 
 
 def style() -> None:
-    """Set matplotlib up for the book: sizes that read at phone width, a white card that suits both themes."""
+    """Set matplotlib and pandas up for the book: sizes that read on a phone, a white card, whole texts."""
+    pd.set_option("display.max_colwidth", None)
     plt.rcParams.update(
         {
             "figure.dpi": 110,
@@ -74,7 +76,7 @@ def beside_paper(contents: Sequence[dict[str, Any]], table: pd.DataFrame) -> pd.
     """
     ours = summary(table)
     paper = numbers()
-    rows = pd.DataFrame(index=pd.Index([label(m) for m in METHODS], name="method"))
+    rows = pd.DataFrame(index=[label(m) for m in METHODS])
     for dataset, model in dict.fromkeys(zip(ours["dataset"], ours["model"], strict=True)):
         setting = next(
             c["config"]["setting"]
@@ -93,26 +95,21 @@ def beside_paper(contents: Sequence[dict[str, Any]], table: pd.DataFrame) -> pd.
     return rows
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """The verdicts as a table.
+def verdict_table(
+    verdicts: Sequence[Verdict], column: Literal["status", "evidence"] = "status"
+) -> pd.DataFrame:
+    """The verdicts as a table: a row a claim, a column a setting.
 
     Args:
         verdicts: from :func:`npmerge.paper.verdicts`.
-
-    Returns:
-        Columns ``claim``, ``where``, ``verdict`` and ``smallest margin`` (percentage points of top-1 accuracy).
+        column: what to show of each: its status, or the comparison with the smallest margin, in percentage points of
+            top-1 accuracy.
     """
-    return pd.DataFrame(
-        [
-            {
-                "claim": f"{v.claim.text} ({v.claim.section})",
-                "where": f"{v.model}, {v.dataset}",
-                "verdict": v.status,
-                "smallest margin": v.evidence,
-            }
-            for v in verdicts
-        ]
-    )
+    rows: dict[str, dict[str, str]] = {}
+    for v in verdicts:
+        claim = f"{v.claim.text} ({v.claim.section})"
+        rows.setdefault(claim, {})[f"{v.model}, {v.dataset}"] = getattr(v, column)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +123,7 @@ def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
         "record": f"{unit['profile']}/{unit['experiment']}/{unit['setting']}-seed{unit['seed']}",
         "revision": source["revision"].removeprefix("version ")[:8]
         + "+" * source["revision"].endswith("+"),
-        "device": f"{source['device']}, {source['threads']} threads",
+        "device": f"{source['device']}, threads: {source['threads']}",
         "torch": source["versions"]["torch"],
         "seconds": f"{source['seconds']:.0f}",
         "peak memory": f"{source['peak_memory_mib']} MiB",
@@ -189,21 +186,21 @@ def plot_methods(table: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def plot_paths(paths: dict[str, list[dict[str, float]]]) -> Figure:
+def plot_paths(paths: dict[str, list[PathPoint]]) -> Figure:
     """Accuracy and loss along the linear path from B to A, for each alignment.
 
     Args:
-        paths: points with ``alpha``, ``accuracy`` (%) and ``loss`` (nats), by method.
+        paths: from :func:`npmerge.evaluate.path`, by method.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
     markers = {"direct": "s", "permute": "o", "weight_matching": "^"}
     colours = {"direct": "#9CA3AF", "permute": "#D1495B", "weight_matching": "#4C78A8"}
     for method, points in paths.items():
-        alphas = [p["alpha"] for p in points]
+        alphas = [p.alpha for p in points]
         for axis, key in zip(axes, ("accuracy", "loss"), strict=True):
             axis.plot(
                 alphas,
-                [p[key] for p in points],
+                [getattr(p, key) for p in points],
                 marker=markers[method],
                 color=colours[method],
                 label=label(method),
@@ -216,24 +213,22 @@ def plot_paths(paths: dict[str, list[dict[str, float]]]) -> Figure:
 
 
 def plot_alpha(alpha: dict[str, Tensor]) -> Figure:
-    """Where the learned coefficients lie, layer by layer: a row a tensor, dark where many coefficients are.
+    """Where the learned coefficients of the weights lie, layer by layer; dark where many are.
 
     Args:
-        alpha: tensors of coefficients in (0, 1), by parameter name.
+        alpha: tensors of coefficients in (0, 1), by parameter name; vectors (biases, batch norm) are left out.
     """
-    histograms = np.stack(
-        [np.histogram(a.detach().cpu().numpy(), bins=20, range=(0, 1))[0] for a in alpha.values()]
-    )
-    density = histograms / histograms.sum(axis=1, keepdims=True)
-    figure, axis = plt.subplots(figsize=(6.4, 1.6 + 0.2 * len(alpha)), layout="constrained")
-    image = axis.imshow(
-        density, aspect="auto", cmap="magma_r", extent=(0, 1, len(alpha), 0), vmin=0, vmax=0.5
-    )
-    axis.set_yticks(np.arange(len(alpha)) + 0.5, list(alpha), fontsize=7)
+    weights = {name: a.detach().cpu().numpy() for name, a in alpha.items() if a.ndim > 1}
+    counts = np.stack([np.histogram(a, bins=50, range=(0, 1))[0] for a in weights.values()])
+    density = counts / counts.sum(axis=1, keepdims=True)
+    rows = len(weights)
+    figure, axis = plt.subplots(figsize=(7.2, 1.4 + 0.2 * rows), layout="constrained")
+    image = axis.imshow(density, aspect="auto", cmap="Purples", extent=(0, 1, rows, 0), vmin=0)
+    axis.set_yticks(np.arange(rows) + 0.5, [n.removesuffix(".weight") for n in weights], fontsize=8)
     axis.axvline(0.5, color="black", lw=0.8, ls=":")
-    axis.set(xlabel="α (0: all B, 1: all A)")  # noqa: RUF001
+    axis.set(xlabel="α: from all B (0) to all A (1)")  # noqa: RUF001
     axis.grid(visible=False)
-    figure.colorbar(image, ax=axis, label="share of the tensor's coefficients", shrink=0.6)
+    figure.colorbar(image, ax=axis, label="share of the tensor", shrink=0.7)
     return figure
 
 

@@ -78,31 +78,31 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     "same_data": (
         Claim(
             "IV-B",
-            "NP Merge after Permute beats every earlier merging method",
+            "NP-P beats every earlier merging method",
             ("np_permute",),
             _MERGING,
         ),
         Claim(
             "IV-B",
-            "NP Merge after Weight Matching beats every earlier merging method",
+            "NP-WM beats every earlier merging method",
             ("np_weight_matching",),
             _MERGING,
         ),
         Claim(
             "IV-B",
-            "NP Merge beats fine-tuning the merged model (both with Adam at 0.01)",
+            "NP beats fine-tuning, both at the paper's learning rate",
             ("np_permute", "np_weight_matching"),
             ("finetune_permute", "finetune_weight_matching"),
         ),
         Claim(
             "IV-B",
-            "NP Merge closes at least half of the gap from Permute to the ensemble",
+            "NP-P closes at least half of the gap from Permute to the ensemble",
             ("np_permute",),
             ("half_gap",),
         ),
         Claim(
             "ours",
-            "NP Merge beats fine-tuning with a tuned learning rate",
+            "NP beats fine-tuning with a tuned learning rate",
             ("np_permute", "np_weight_matching"),
             ("finetune_tuned_permute", "finetune_tuned_weight_matching"),
         ),

@@ -33,7 +33,7 @@ def test_run_prints_its_record_files_and_claims_hold_them_against_the_paper(
     claims = ["claims", "--profile", "tiny", "--results", str(tmp_path / "results")]
     assert main(claims) == 0
     printed = capsys.readouterr().out
-    assert "NP Merge beats fine-tuning" in printed
+    assert "NP beats fine-tuning" in printed
     assert "inconclusive" in printed  # there is one seed
 
 

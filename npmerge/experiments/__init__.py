@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +75,9 @@ def run(
 ) -> list[Path]:
     """Run the units of an experiment that have no record yet.
 
+    A profile that fixes the CPU threads of a unit has its units run side by side, as many as the cores allow; the
+    numbers are the same.
+
     Args:
         experiment: its name, e.g. ``"same_data"``.
         profile: name of the parameter set.
@@ -88,18 +95,65 @@ def run(
         ValueError: an unknown name, a seed given twice, or a device that is not there.
     """
     todo = units(experiment, profile, seeds)
-    where = pick_device(device)
-    records, models, source = Results(results), Zoo(zoo), revision()
-    for unit in tqdm(todo, desc=experiment, unit="unit", disable=not progress):
-        if not recompute and records.finished(unit):
-            continue
-        log.info("running %s on %s", unit.name, where)
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(where)
-        start = time.perf_counter()
-        outcome = EXPERIMENTS[experiment].run(unit, zoo=models, device=where, progress=progress)
-        records.write(unit, outcome, provenance(where, time.perf_counter() - start, source))
+    where, source, threads = pick_device(device), revision(), load_profile(profile).threads
+    records = Results(results)
+    missing = [unit for unit in todo if recompute or not records.finished(unit)]
+    workers = min(len(missing), (os.cpu_count() or 1) // threads) if threads else 1
+    one = partial(
+        _run_unit, results=records, zoo=Zoo(zoo), device=where, source=source, threads=threads
+    )
+    with tqdm(
+        total=len(todo),
+        initial=len(todo) - len(missing),
+        desc=experiment,
+        unit="unit",
+        disable=not progress,
+    ) as bar:
+        if workers < 2 or where.type != "cpu":
+            for unit in missing:
+                one(unit, progress=progress)
+                bar.update()
+        else:
+            _side_by_side(partial(one, progress=False), missing, workers, bar.update)
     return [records.path(unit) for unit in todo]
+
+
+def _side_by_side(
+    one: Callable[[Unit], None], todo: Sequence[Unit], workers: int, done: Callable[[], object]
+) -> None:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(one, unit) for unit in todo]
+        try:
+            for unit in as_completed(waiting):
+                unit.result()
+                done()
+        except BaseException:  # what is running ends, what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_unit(
+    unit: Unit,
+    *,
+    results: Results,
+    zoo: Zoo,
+    device: torch.device,
+    source: str,
+    threads: int | None,
+    progress: bool,
+) -> None:
+    log.info("running %s on %s", unit.name, device)
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    try:
+        outcome = EXPERIMENTS[unit.experiment].run(unit, zoo=zoo, device=device, progress=progress)
+        results.write(unit, outcome, provenance(device, time.perf_counter() - start, source))
+    finally:
+        torch.set_num_threads(before)
 
 
 def pick_device(name: str) -> torch.device:

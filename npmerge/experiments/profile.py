@@ -90,11 +90,14 @@ class Profile(Model):
     Attributes:
         name: ``"digits"``, ``"lite"`` or ``"paper"``.
         title: what a reader is told it is.
+        threads: CPU threads of a unit, fixed where the numbers should not depend on how many cores there are; all by
+            default.
         same_data: parameters of the experiment of that name.
     """
 
     name: str
     title: str
+    threads: int | None = Field(None, gt=0)
     same_data: SameData
 
 
