@@ -51,7 +51,7 @@ test: lint ## everything: lint, unit tests, notebooks, the book and its pages in
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 bench: $(INSTALLED) ## speed and memory beside what one would use instead
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean: ## remove the built book and the tools' caches; results and trained models stay
 	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

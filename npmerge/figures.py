@@ -112,6 +112,33 @@ def verdict_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def choices(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """What was chosen on held-out training images, a row a unit; a choice at an edge of its grid is marked.
+
+    Args:
+        contents: from :meth:`npmerge.results.Results.read`.
+
+    Returns:
+        CCA's ridge and the tuned learning rates. A mark means that a value beyond the grid might have done better.
+    """
+    return pd.DataFrame(
+        {
+            "CCA ridge": _choice(content["details"]["ridge"]),
+            **{
+                f"{label(method)}: learning rate": _choice(tuned)
+                for method, tuned in content["details"]["tuned_lr"].items()
+            },
+        }
+        for content in contents
+    ).set_axis([f"{c['unit']['setting']}, seed {c['unit']['seed']}" for c in contents])
+
+
+def _choice(found: dict[str, Any]) -> str:
+    tried = sorted(float(value) for value in found["trials"])
+    edge = {tried[0]: " (lowest tried)", tried[-1]: " (highest tried)"}
+    return f"{found['chosen']:g}{edge.get(found['chosen'], '')}"
+
+
 def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
     """Where a record file's numbers come from, as a row of a table.
 
