@@ -27,7 +27,7 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: the data is empty.
+        ValueError: the data is empty; the statistics stay as they were, as after every error.
 
     Source:
         Jordan et al. 2023 (REPAIR); Section IV-A.
@@ -37,6 +37,7 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
         return model
     modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
+    before = [(value, value.clone()) for layer in layers for value in layer.buffers(recurse=False)]
     try:
         model.eval()
         for layer in layers:
@@ -45,6 +46,10 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
             layer.train()
         for images, _ in stream(data, device_of(model)):
             model(channels_last(images))
+    except BaseException:
+        for value, old in before:
+            value.copy_(old)
+        raise
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -1,4 +1,4 @@
-"""The command line: ``npmerge run | book | claims | data``."""
+"""The command line: ``npmerge run | merge | book | claims | data``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import npmerge
 from npmerge import experiments
+from npmerge.align import METHODS
 from npmerge.book import BookError, make_book
 from npmerge.data.datasets import DATASETS, DataError, load
 from npmerge.figures import verdict_table
+from npmerge.merge import AGGREGATE
+from npmerge.merge_command import MergeOptions, merge_checkpoints
+from npmerge.models import MODELS
 from npmerge.paper import verdicts
 from npmerge.parameters import validated
 from npmerge.results import Results, table
@@ -44,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"npmerge: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "npmerge: stopped; finished units are kept, the same command goes on from there\n"
-        )
+        sys.stderr.write(f"npmerge: stopped; {options.stopped}\n")
         return 130
     return 0
 
@@ -67,6 +70,28 @@ def _run(options: argparse.Namespace) -> None:
         )
         for path in paths:
             sys.stdout.write(f"{path}\n")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    device = experiments.pick_device(options.device)
+    choices = MergeOptions(
+        **{field.name: getattr(options, field.name) for field in fields(MergeOptions)}
+    )
+    if "" not in sys.path:  # factories of the current folder
+        sys.path.insert(0, "")
+    scores = merge_checkpoints(
+        options.a,
+        options.b,
+        options.output,
+        choices,
+        device=device,
+        force=options.force,
+        progress=not options.quiet,
+    )
+    sys.stdout.write(f"{'':8} {'accuracy':>9} {'loss':>9}\n")
+    for name, found in scores.items():
+        sys.stdout.write(f"{name:8} {found.top1:8.2f}% {found.loss:9.4f}\n")
+    sys.stdout.write(f"{options.output}\n")
 
 
 def _book(options: argparse.Namespace) -> None:
@@ -98,8 +123,9 @@ def _claims(options: argparse.Namespace) -> None:
                 f"no records of {name} at {options.profile!r} in {results.folder}: "
                 f"run `npmerge run {name} --profile {options.profile}` first"
             )
-        rows = verdict_table(verdicts(name, table(contents)))
-        sys.stdout.write(rows.to_string(index=False) + "\n")
+        found = verdicts(name, table(contents))
+        for column in ("status", "evidence"):
+            sys.stdout.write(verdict_table(found, column).to_string() + "\n")
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -114,12 +140,15 @@ def _data(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="npmerge", description=npmerge.__doc__)
     parser.add_argument("--version", action="version", version=f"npmerge {npmerge.__version__}")
+    parser.set_defaults(stopped="finished units are kept, the same command goes on from there")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run experiments; finished units are kept")
     run.add_argument("experiment", nargs="+", help=", ".join(experiments.EXPERIMENTS))
     _add_experiment_options(run)
     run.set_defaults(command=_run)
+
+    _add_merge(commands.add_parser("merge", help="merge two checkpoints into a third"))
 
     book = commands.add_parser("book", help="execute the notebooks and render the book")
     _add_experiment_options(book)
@@ -137,9 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     claims.add_argument(
         "--results",
-        default="results",
+        default=os.environ.get("NPMERGE_RESULTS", "results"),
         metavar="DIR",
-        help="folder of the records (default: results)",
+        help="folder of the records",
     )
     claims.add_argument("--quiet", action="store_true", help="no progress")
     claims.set_defaults(command=_claims)
@@ -149,6 +178,41 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--quiet", action="store_true", help="no progress")
     data.set_defaults(command=_data)
     return parser
+
+
+def _add_merge(merge: argparse.ArgumentParser) -> None:
+    merge.add_argument("a", metavar="A", help="state dict of model A: .safetensors, .pt or .pth")
+    merge.add_argument("b", metavar="B", help="of model B, of the same architecture")
+    merge.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="the merged model (.safetensors); NP Merge's alpha goes to .alpha.safetensors beside it",
+    )
+    merge.add_argument(
+        "--model",
+        required=True,
+        help=f"{', '.join(MODELS)}, or package.module:factory, called as factory(classes)",
+    )
+    merge.add_argument("--width", type=float, help="of a named model (default: 1)")
+    merge.add_argument("--data", required=True, help=", ".join(DATASETS))
+    merge.add_argument("--image-size", type=int, metavar="N", help="average-pool to N pixels")
+    merge.add_argument(
+        "--align", default="permute", help=f"{', '.join(METHODS)} (default: permute)"
+    )
+    merge.add_argument("--aggregate", default="np", help=f"{', '.join(AGGREGATE)} (default: np)")
+    merge.add_argument("--epochs", type=int, default=10, metavar="N", help="default: 10")
+    merge.add_argument(
+        "--lr", type=float, default=0.01, help="Adam's learning rate (default: 0.01)"
+    )
+    merge.add_argument("--batch-size", type=int, default=500, metavar="N", help="default: 500")
+    merge.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    merge.add_argument(
+        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
+    merge.add_argument("--force", action="store_true", help="replace the output if it exists")
+    merge.add_argument("--quiet", action="store_true", help="no progress")
+    merge.set_defaults(command=_merge, stopped="nothing was written")
 
 
 def _add_experiment_options(parser: argparse.ArgumentParser) -> None:

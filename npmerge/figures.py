@@ -154,7 +154,6 @@ def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
         "torch": source["versions"]["torch"],
         "seconds": f"{source['seconds']:.0f}",
         "peak memory": f"{source['peak_memory_mib']} MiB",
-        "finished": source["finished"][:10],
     }
 
 
@@ -168,15 +167,15 @@ def plot_methods(table: pd.DataFrame, title: str = "") -> Figure:
     ours = summary(table)
     settings = list(dict.fromkeys(zip(ours["dataset"], ours["model"], strict=True)))
     figure, axes = plt.subplots(
-        1,
         len(settings),
-        figsize=(1.6 + 3.7 * len(settings), 4.4),
-        sharey=True,
+        1,
+        figsize=(6.4, 0.6 + 3.2 * len(settings)),
+        sharex=True,
         squeeze=False,
         layout="constrained",
     )
     methods = [m for m in METHODS if m not in ("base_avg", "ensemble") and m in set(ours["method"])]
-    for axis, (dataset, model) in zip(axes[0], settings, strict=True):
+    for axis, (dataset, model) in zip(axes[:, 0], settings, strict=True):
         here = ours[(ours["dataset"] == dataset) & (ours["model"] == model)].set_index("method")
         seeds = table[
             (table["dataset"] == dataset) & (table["model"] == model) & (table["metric"] == "top1")
@@ -202,10 +201,11 @@ def plot_methods(table: pd.DataFrame, title: str = "") -> Figure:
                 lw=1.2,
                 label=label(method),
             )
-        axis.set(xlim=(0, 102), xlabel="test accuracy (%)")
+        axis.set_xlim(0, 102)
         axis.set_title(f"{model} on {dataset}", fontsize=11)
-    axes[0][0].set_yticks(range(len(methods)), [label(m) for m in methods])
-    axes[0][0].invert_yaxis()
+        axis.set_yticks(range(len(methods)), [label(m) for m in methods])
+        axis.invert_yaxis()
+    axes[-1][0].set_xlabel("test accuracy (%)")
     handles, names = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     if title:

@@ -152,7 +152,8 @@ def judge(claim: Claim, found: pd.DataFrame) -> tuple[Status, str]:
     margins = {pair: found[pair[0]] - found[pair[1]] for pair in pairs}
     tightest = min(margins, key=lambda pair: margins[pair].mean())
     margin = margins[tightest]
-    evidence = f"{label(tightest[0])} \N{MINUS SIGN} {label(tightest[1])}: {margin.mean():+.1f}"
+    number = f"{margin.mean():+.1f}".replace("-", "\N{MINUS SIGN}")
+    evidence = f"{label(tightest[0])} \N{MINUS SIGN} {label(tightest[1])}: {number}"
     if margin.isna().any():
         return "not run", ""
     if len(found) < 2:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from npmerge.checkpoints import save_state
 from npmerge.data.batches import train_batches
 from npmerge.data.datasets import ImageSet
 from npmerge.models import build
@@ -124,7 +124,8 @@ class Zoo:
                 log.warning("%s is damaged (%s): training it again", path, error)
         model = _build(base, data).to(device)
         _train(model, base, data, indices, device, progress)
-        write_atomically(path, lambda part: _save(model, base, part))
+        made_by = {"base_model": asdict(base)}
+        write_atomically(path, lambda part: save_state(part, model.state_dict(), made_by))
         return self._load(path, base, data, device)
 
     def _load(
@@ -186,10 +187,3 @@ def _train(
     )
     schedule = piecewise_linear(recipe.epochs, recipe.warmup_epochs)
     fit(model, batches, optimizer, epochs=recipe.epochs, schedule=schedule, progress=progress)
-
-
-def _save(model: nn.Module, base: BaseModel, path: Path) -> None:
-    tensors = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
-    save_file(tensors, path, metadata={"base_model": json.dumps(asdict(base), sort_keys=True)})

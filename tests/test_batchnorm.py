@@ -88,9 +88,11 @@ def test_batch_norm_without_running_statistics_has_nothing_to_reset() -> None:
     assert reset_batchnorm(model, Unread()) is model
 
 
-def test_an_empty_loader_is_refused_and_modes_are_restored() -> None:
-    model = net().eval()
-    with pytest.raises(ValueError, match="the data is empty"):
-        reset_batchnorm(model, [])
-    assert not any(module.training for module in model.modules())
+@pytest.mark.parametrize("data", [[], [*loader(8), "no batch"]])
+def test_data_that_is_empty_or_breaks_off_changes_nothing(data: Any) -> None:
+    model = marked(net())
+    before = Snapshot.of(model)
+    with pytest.raises(ValueError, match=r"the data is empty|data must yield"):
+        reset_batchnorm(model, data)
+    before.assert_still(model)
     assert model[1].momentum == 0.1

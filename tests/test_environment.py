@@ -130,13 +130,11 @@ def test_no_tracked_file_is_over_a_megabyte() -> None:
 
 
 def test_every_public_module_is_on_the_api_page() -> None:
-    modules = {
-        module.name
-        for module in pkgutil.walk_packages(npmerge.__path__, "npmerge.")
-        if not module.ispkg and "._" not in module.name
-    }
+    found = [m for m in pkgutil.walk_packages(npmerge.__path__, "npmerge.") if "._" not in m.name]
+    modules = {module.name for module in found if not module.ispkg}
+    packages = {module.name for module in found if module.ispkg}
     page = (ROOT / "book" / "api.md").read_text()
-    assert set(re.findall(r"automodule:: (\S+)", page)) == modules
+    assert modules <= set(re.findall(r"automodule:: (\S+)", page)) <= modules | packages
 
 
 def test_only_cited_references_are_listed() -> None:

@@ -80,7 +80,7 @@ def finetune_tuned(
     *,
     kept: Data,
     validate: Callable[[nn.Module], float],
-    lrs: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3),
+    lrs: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     trial_epochs: int = 10,
     epochs: int = 10,
     progress: str | None = None,

@@ -35,7 +35,7 @@ def cca(
         a: Model A; its device is used.
         b: Model B, of the same architecture.
         data: Re-iterable of batches (images (N, C, H, W), labels (N,)); one pass is made.
-        ridge: gamma, in units of an activation's variance.
+        ridge: gamma, added as it is to the variances of the activations.
         groups: The symmetry groups, if already known.
 
     Returns:
@@ -58,7 +58,7 @@ def cca_from_covariances(statistics: Covariances, ridge: float = DEFAULT_RIDGE) 
 
     Args:
         statistics: What :func:`npmerge.align.activations.covariances` has measured.
-        ridge: gamma, in units of an activation's variance.
+        ridge: gamma, added as it is to the variances of the activations.
 
     Returns:
         A matrix T and its inverse per group.

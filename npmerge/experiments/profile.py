@@ -63,7 +63,7 @@ class Optimisation(Model):
         tuned_lrs: learning rates that the tuned fine-tuning control tries on held-out optimisation data.
         tuned_epochs: passes for each trial.
         held_out: fraction of every class of the optimisation data that choices are made on.
-        ridges: CCA's ridges, in units of an activation's variance, chosen from on the same held-out data.
+        ridges: CCA's ridges, added as they are to the activations' variances; chosen from on the same held-out data.
         path_points: models scored along a path, the ends included.
     """
 

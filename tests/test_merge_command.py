@@ -1,0 +1,362 @@
+"""``npmerge merge``: two checkpoints in, a third out, or one line that says what is wrong and nothing written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import assert_same_state
+from torch import Tensor, nn
+
+import npmerge as npm
+from npmerge.checkpoints import load_into, load_state
+from npmerge.cli import main
+from npmerge.data import load, plain_batches, train_batches
+from npmerge.merge_command import MergeOptions, alpha_path, merge_checkpoints
+from npmerge.models import resnet20
+from npmerge.zoo import BaseModel, Recipe, Zoo
+
+MODEL = ["--model", "resnet20", "--width", "0.125", "--data", "digits", "--image-size", "4"]
+QUICK = ["--epochs", "1", "--device", "cpu", "--quiet"]
+load_once = cache(load)
+OPTIONS = MergeOptions("resnet20", "digits", width=0.125, image_size=4, epochs=1)
+
+
+def factory(classes: int) -> nn.Module:
+    """The same network as the checkpoints', for ``--model``."""
+    return resnet20(classes, 0.125, in_channels=1)
+
+
+def of_colour(classes: int) -> nn.Module:
+    return resnet20(classes, 0.125)
+
+
+def of_three_classes(_classes: int) -> nn.Module:
+    return resnet20(3, 0.125, in_channels=1)
+
+
+def without_module(classes: int) -> int:
+    return classes
+
+
+def without_arguments() -> None:
+    pytest.fail("called")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    zoo, data = Zoo(tmp_path_factory.mktemp("zoo")), load("digits", image_size=4)
+    recipe = Recipe(1, 100, 0.1, warmup_epochs=0.5)
+    bases = [BaseModel("digits", 4, "resnet20", 0.125, recipe, "same", seed) for seed in (0, 1)]
+    for base in bases:
+        zoo.get(base, data)
+    first, second = ((zoo.folder / base.address).read_bytes() for base in bases)
+    return first, second
+
+
+@pytest.fixture
+def here(
+    trained: tuple[bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, bytes]:
+    """The current folder holds the two checkpoints; their contents."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("npmerge.merge_command.load", load_once)
+    files = dict(zip(("a.safetensors", "b.safetensors"), trained, strict=True))
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+    return files
+
+
+def contents() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+
+
+def merge(*words: str, a: str = "a.safetensors", b: str = "b.safetensors") -> int:
+    return main(["merge", a, b, "--output", "m.safetensors", *MODEL, *QUICK, *words])
+
+
+def printed(out: str) -> dict[str, tuple[float, float]]:
+    rows = [line.split() for line in out.splitlines()[1:-1]]
+    return {name: (float(top1.rstrip("%")), float(loss)) for name, top1, loss in rows}
+
+
+def model_of(state: dict[str, Tensor]) -> nn.Module:
+    model = factory(10)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def metadata(path: str) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["merge"])
+        return found
+
+
+def test_the_written_models_score_what_the_table_says(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge() == 0
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[-1] == "m.safetensors"
+    table = printed(out)
+    assert list(table) == ["A", "B", "ensemble", "mean", "merged"]
+    after = contents()
+    assert here.items() <= after.items()  # the checkpoints are as they were
+    assert after.keys() - here.keys() == {"m.safetensors", "m.alpha.safetensors"}
+    test = plain_batches(load("digits", image_size=4), "test", 500)
+    for row, name in (("A", "a"), ("B", "b"), ("merged", "m")):
+        found = npm.evaluate.score(model_of(load_file(f"{name}.safetensors")), test)
+        assert (found.top1, found.loss) == pytest.approx(table[row], abs=1e-2)
+    how = metadata("m.safetensors")
+    assert how["options"]["align"] == "permute"
+    assert how["options"]["epochs"] == 1
+    assert how["test"]["merged"]["top1"] == pytest.approx(table["merged"][0], abs=1e-2)
+    assert how == metadata("m.alpha.safetensors")
+
+
+def test_it_does_what_the_library_does(here: dict[str, bytes]) -> None:
+    """Aligned on the plain images, alpha learned on the shuffled ones, batch norm reset on the plain ones."""
+    data = load("digits", image_size=4)
+    plain = plain_batches(data, "train", 500)
+    merge_checkpoints("a.safetensors", "b.safetensors", "m.safetensors", OPTIONS)
+    a, b = (load_into(factory(10), f"{name}.safetensors") for name in "ab")
+    aligned = npm.align.permute(a, b, plain).apply(b)
+    learned = npm.aggregate.np_merge(a, aligned, train_batches(data, 500), epochs=1)
+    expected = npm.reset_batchnorm(learned.model, plain).state_dict()
+    got = load_file("m.safetensors")
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        assert torch.allclose(value, expected[name], atol=1e-4), name
+    alpha = load_file(alpha_path(Path("m.safetensors")))
+    assert alpha.keys() == learned.alpha.keys()
+    assert all(((v > 0) & (v < 1)).all() for v in alpha.values())
+    assert any((v != 0.5).any() for v in alpha.values())
+
+
+@pytest.mark.parametrize("align", ["identity", "weight_matching", "cca"])
+def test_every_alignment_can_be_averaged(
+    align: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert merge("--align", align, "--aggregate", "mean", "--seed", "3") == 0
+    table = printed(capsys.readouterr().out)
+    assert table["mean"] == table["merged"]
+    assert contents().keys() - here.keys() == {"m.safetensors"}  # a mean has no alpha to keep
+
+
+def test_fine_tuning_and_force_leave_no_alpha_of_another_merge(here: dict[str, bytes]) -> None:
+    for name in ("m.safetensors", "m.alpha.safetensors"):
+        Path(name).write_text("old")
+    assert merge("--aggregate", "finetune", "--force") == 0
+    assert contents().keys() - here.keys() == {"m.safetensors"}
+    assert metadata("m.safetensors")["options"]["aggregate"] == "finetune"
+
+
+def test_pickled_state_dicts_and_a_factory_give_the_same_model(here: dict[str, bytes]) -> None:
+    for name in ("a.pt", "b.pth"):
+        torch.save(load_file(Path(name).with_suffix(".safetensors")), name)
+    named = replace(OPTIONS, aggregate="mean")
+    mine = replace(named, model="test_merge_command:factory", width=None)
+    scores = merge_checkpoints("a.safetensors", "b.safetensors", "x.safetensors", named)
+    assert scores == merge_checkpoints("a.pt", "b.pth", "y.safetensors", mine)
+    assert_same_state(load_file("x.safetensors"), load_file("y.safetensors"))
+
+
+def damaged(name: str, change: Any) -> None:
+    state = load_file(f"{name}.safetensors")
+    change(state)
+    save_file(state, f"{name}.safetensors")
+
+
+def rename(state: dict[str, Tensor]) -> None:
+    state["extra"] = torch.zeros(2)
+
+
+def drop(state: dict[str, Tensor]) -> None:
+    del state["bn.bias"]
+
+
+def poison(state: dict[str, Tensor]) -> None:
+    state["conv.weight"][0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, "b.safetensors does not fit the model: the checkpoint has 'extra'"),
+        (drop, "b.safetensors does not fit the model: the model has 'bn.bias'"),
+        (poison, "b.safetensors holds values in 'conv.weight' that are not finite"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    change: Any, message: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged("b", change)
+    assert_refused([], message, capsys)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("kept", [0, 7, 60, 9_000, -1])
+def test_a_truncated_checkpoint_is_named(
+    kept: int, ending: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(f"b.{ending}")
+    if ending == "pt":
+        torch.save(load_file("b.safetensors"), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    assert_refused([], f"{path} is damaged or not a checkpoint (", capsys, b=path.name)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_a_flipped_bit_is_read_or_refused(zipped: bool, tmp_path: Path) -> None:
+    """Whatever the unpickler makes of damaged bytes, it is a state dict or a ValueError that names the file."""
+    path, state = tmp_path / "a.pt", {"w": torch.ones(3), "v": torch.zeros(2)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    refused: list[str] = []
+    for position in range(0, len(whole), 9):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 128]) + whole[position + 1 :])
+        try:
+            assert all(isinstance(value, Tensor) for value in load_state(path).values())
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert all(message.startswith(f"{path} ") for message in refused)
+
+
+@pytest.mark.parametrize(
+    "content", [b"no checkpoint", b"\x80\x02.", b"\x80\x02]q\x00.", b"{}" * 50]
+)
+def test_other_files_are_no_checkpoints(
+    content: bytes, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("b.pt").write_bytes(content)
+    assert_refused([], "b.pt is damaged or not a checkpoint (", capsys, b="b.pt")
+
+
+@pytest.mark.parametrize("held", [[1, 2], {"state_dict": {"w": torch.ones(1)}, "epoch": 3}])
+def test_a_pickle_of_something_else_is_no_state_dict(
+    held: object, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(held, "b.pt")
+    assert_refused([], "b.pt holds no plain state dict: save model.state_dict()", capsys, b="b.pt")
+
+
+def test_a_pickled_module_is_not_run(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(nn.Linear(2, 2), "b.pt")
+    assert_refused([], "checkpoint (it is not a pickle of tensors alone)", capsys, b="b.pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--width", "0.25"],
+            "a.safetensors does not fit the model: 'conv.weight' is (4, 1, 3, 3)",
+        ),
+        (["--model", "vgg11"], "does not fit the model: the model has 'features.0.weight'"),
+        (["--model", "lenet"], "unknown model 'lenet': choose one of vgg11, resnet20"),
+        (["--data", "mnist"], "unknown data set 'mnist'"),
+        (["--image-size", "3"], "image_size is 3: it must divide the 8 pixels of digits"),
+        (["--align", "magic"], "unknown alignment 'magic': choose one of identity, permute"),
+        (["--aggregate", "sum"], "unknown aggregation 'sum': choose one of mean, np"),
+        (["--epochs", "-1"], "epochs is -1"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--device", "abacus"], "device 'abacus' is not here"),
+        (["--output", "m.pt"], "output is m.pt: give a name that ends in .safetensors"),
+        (["--output", "a.safetensors"], "output a.safetensors is one of the two checkpoints"),
+        (["--output", "./b.safetensors", "--force"], "is one of the two checkpoints"),
+        (["--model", "test_merge_command:factory"], "width is 0.125: it is for vgg11, resnet20"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    words: list[str],
+    message: str,
+    here: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert_refused(words, message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:factory", "model factory 'nowhere:factory' does not work (No module named"),
+        (":factory", "model factory ':factory' does not work ("),
+        ("test_merge_command:absent", "has no attribute 'absent'"),
+        ("test_merge_command:without_arguments", "called as factory(classes)"),
+        ("test_merge_command:without_module", "gave a int, not a module"),
+        ("test_merge_command:of_colour", "must map (1, 1, 4, 4) images of digits to (1, 10): "),
+        ("test_merge_command:of_three_classes", "to (1, 10), not (1, 3)"),
+    ],
+)
+def test_a_factory_that_does_not_work_is_refused(
+    name: str, message: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", "a.safetensors", "b.safetensors", "--output", "m.safetensors"]
+    command += ["--model", name, "--data", "digits", "--image-size", "4", *QUICK]
+    assert_one_line(command, message, capsys)
+
+
+def test_a_missing_checkpoint_is_named(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused([], "no file c.pt: give a checkpoint", capsys, b="c.pt")
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.alpha.safetensors"])
+def test_an_output_that_exists_is_kept(
+    name: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text("mine")
+    assert_refused([], f"output {name} exists already: give another name, or --force", capsys)
+
+
+def test_a_write_that_fails_leaves_the_folder_as_it_was(
+    here: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("npmerge.merge_command.save_state", full)
+    assert_refused(["--aggregate", "mean"], "disk full", capsys)
+
+
+def test_an_interrupt_says_that_nothing_was_written(
+    here: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("npmerge.merge_command.np_merge", interrupt)
+    assert merge() == 130
+    assert capsys.readouterr().err == "npmerge: stopped; nothing was written\n"
+    assert contents() == here
+
+
+def assert_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], b: str = "b.safetensors"
+) -> None:
+    command = ["merge", "a.safetensors", b, "--output", "m.safetensors", *MODEL, *QUICK, *words]
+    assert_one_line(command, message, capsys)
+
+
+def assert_one_line(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents()
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("npmerge: ")
+    assert message in line
+    assert contents() == before
