@@ -33,7 +33,7 @@ class MergeOptions:
         data: name of the image set.
         width: of a named model, 1 by default; a factory has its own.
         image_size: average-pool the images to this height and width in pixels; as they are by default.
-        align: how B is aligned, a key of :data:`npmerge.align.METHODS`.
+        align: how B is aligned, a key of ``npmerge.align.METHODS``.
         aggregate: ``"np"``, ``"mean"`` or ``"finetune"``.
         epochs: passes over the training images, for ``"np"`` and ``"finetune"``.
         lr: Adam's learning rate for them.
