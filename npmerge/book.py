@@ -115,7 +115,7 @@ def execute(
 
 
 def clean(notebook: Any) -> None:
-    """Take times, paths and progress bars out of an executed notebook, in place.
+    """Take times, paths, progress bars and papermill's cell out of an executed notebook, in place.
 
     Args:
         notebook: an ``nbformat`` notebook.
@@ -133,6 +133,12 @@ def clean(notebook: Any) -> None:
         for cell in notebook.cells
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for count, cell in enumerate(code, 1):  # without a gap where papermill's cell was
+        cell.execution_count = count
+        for one in cell.outputs:
+            if "execution_count" in one:
+                one.execution_count = count
 
 
 def draw_result(stage: Path, parameters: dict[str, Any]) -> Path:

@@ -164,13 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument(
         "--profile", default="digits", help=f"{', '.join(experiments.PROFILES)} (default: digits)"
     )
-    claims.add_argument(
-        "--results",
-        default=os.environ.get("NPMERGE_RESULTS", "results"),
-        metavar="DIR",
-        help="folder of the records",
-    )
-    claims.add_argument("--quiet", action="store_true", help="no progress")
+    _add_results(claims)
     claims.set_defaults(command=_claims)
 
     data = commands.add_parser("data", help="download and check the data sets")
@@ -227,15 +221,19 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recompute", action="store_true", help="make every record again")
     parser.add_argument(
-        "--results",
-        default=os.environ.get("NPMERGE_RESULTS", "results"),
-        metavar="DIR",
-        help="folder of the records",
-    )
-    parser.add_argument(
         "--zoo",
         default=os.environ.get("NPMERGE_ZOO", "zoo"),
         metavar="DIR",
         help="folder of the base models",
+    )
+    _add_results(parser)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results",
+        default=os.environ.get("NPMERGE_RESULTS", "results"),
+        metavar="DIR",
+        help="folder of the records",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")

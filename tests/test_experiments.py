@@ -342,3 +342,31 @@ def test_records_can_be_read_back_as_the_units_that_made_them(undisturbed: Folde
     (content,) = Results(undisturbed.results).read("tiny", "same_data", todo)
     assert content["config_hash"] == todo[0].config_hash
     assert Zoo(undisturbed.zoo).folder.is_dir()
+
+
+def test_units_side_by_side_give_the_records_they_give_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = PROFILE.model_copy(update={"threads": 1})
+    monkeypatch.setattr(experiments, "load_profile", lambda name: fixed)  # noqa: ARG005
+    found = []
+    for cores in (1, 2):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        paths = Folders.below(tmp_path / str(cores)).run(seeds=[0, 1])
+        found.append([json.loads(path.read_text()) for path in paths])
+    alone, beside = found
+    assert [content["records"] for content in alone] == [content["records"] for content in beside]
+    assert {content["provenance"]["threads"] for content in alone + beside} == {1}
+
+
+def test_a_unit_that_fails_beside_others_is_an_error_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = PROFILE.model_copy(update={"threads": 1})
+    monkeypatch.setattr(experiments, "load_profile", lambda name: fixed)  # noqa: ARG005
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    folders = Folders.below(tmp_path)
+    folders.zoo.write_text("not a folder")
+    with pytest.raises(OSError, match="zoo"):
+        folders.run(seeds=[0, 1])
+    assert not folders.results.exists()
