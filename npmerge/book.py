@@ -204,6 +204,6 @@ def _render(stage: Path, output: Path) -> Path:
 
 
 def _last_words(text: str) -> str:
-    lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    lines: Sequence[str] = re.sub("\x1b[^m]*m", "", text).splitlines()
     marked = [line for line in lines if "WARNING" in line or "ERROR" in line or "Exception" in line]
     return "\n".join(marked[-20:] or lines[-20:])
