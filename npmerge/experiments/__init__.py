@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from npmerge.experiments import same_data
 from npmerge.experiments.profile import NAMES as PROFILES
