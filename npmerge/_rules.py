@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,28 +98,16 @@ def _conv(
     bias: Weight | None = None,
     *options: Any,
     groups: int = 1,
+    axes: tuple[int, int] = (1, 0),
     **_: Any,
 ) -> Layout:
     groups = options[3] if len(options) > 3 else groups
-    layout = _mix(channels, x, weight, 1, 0, groups, out.shape[1])
+    layout = _mix(channels, x, weight, *axes, groups, out.shape[1])
     channels.use(bias, 0, layout, "out")
     return layout
 
 
-def _conv_transpose(
-    channels: Channels,
-    out: Tensor,
-    x: Any,
-    weight: Weight,
-    bias: Weight | None = None,
-    *options: Any,
-    groups: int = 1,
-    **_: Any,
-) -> Layout:
-    groups = options[3] if len(options) > 3 else groups
-    layout = _mix(channels, x, weight, 0, 1, groups, out.shape[1])
-    channels.use(bias, 0, layout, "out")
-    return layout
+_conv_transpose = partial(_conv, axes=(0, 1))  # its weight is (in, out, ...)
 
 
 def _linear(
