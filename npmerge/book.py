@@ -200,7 +200,12 @@ def _render(stage: Path, output: Path) -> Path:
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(built / "_build" / "html", html)
     shutil.rmtree(built)
-    return html / "index.html"
+    first = (
+        html / "index.html"
+    )  # only leads to the first page: without an icon browsers look for one in vain
+    icon = '<link rel="icon" href="_static/favicon.svg">'
+    first.write_text(icon + first.read_text(encoding="utf-8"), encoding="utf-8")
+    return first
 
 
 def _last_words(text: str) -> str:
