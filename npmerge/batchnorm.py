@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from npmerge.data.batches import Data, stream
-from npmerge.training import channels_last, device_of
+from npmerge.device import channels_last, device_of, float32
 
 
 @torch.no_grad()
@@ -44,8 +44,10 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
             layer.reset_running_stats()
             layer.momentum = None  # the cumulative average
             layer.train()
-        for images, _ in stream(data, device_of(model)):
-            model(channels_last(images))
+        device = device_of(model)
+        with float32(device):
+            for images, _ in stream(data, device):
+                model(channels_last(images))
     except BaseException:
         for value, old in before:
             value.copy_(old)

@@ -24,7 +24,7 @@ from npmerge.models import MODELS
 from npmerge.paper import verdicts
 from npmerge.parameters import validated
 from npmerge.results import Results, table
-from npmerge.training import TrainingError
+from npmerge.training import OutOfMemoryError, TrainingError
 
 log = logging.getLogger("npmerge")
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with logging_redirect_tqdm():
             options.command(options)
-    except (ValueError, DataError, BookError, TrainingError, OSError) as error:
+    except (ValueError, DataError, BookError, TrainingError, OutOfMemoryError, OSError) as error:
         sys.stderr.write(f"npmerge: {error}\n")
         return 1
     except KeyboardInterrupt:
@@ -66,6 +66,9 @@ def _run(options: argparse.Namespace) -> None:
             results=options.results,
             zoo=options.zoo,
             recompute=options.recompute,
+            deterministic=options.deterministic,
+            at_once=options.at_once,
+            dry_run=options.dry_run,
             progress=not options.quiet,
         )
         for path in paths:
@@ -146,6 +149,22 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run experiments; finished units are kept")
     run.add_argument("experiment", nargs="+", help=", ".join(experiments.EXPERIMENTS))
     _add_experiment_options(run)
+    run.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits in every run on this device: slower on a GPU, free on a CPU",
+    )
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="rehearse every unit with one epoch of two batches and keep nothing",
+    )
+    run.add_argument(
+        "--at-once",
+        type=int,
+        metavar="N",
+        help="models to train at the same time (default: 1 on a CPU, 16 on a GPU)",
+    )
     run.set_defaults(command=_run)
 
     _add_merge(commands.add_parser("merge", help="merge two checkpoints into a third"))

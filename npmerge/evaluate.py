@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from npmerge.aggregate.mean import mean
 from npmerge.batchnorm import reset_batchnorm
 from npmerge.data.batches import Data, check_labels, stream
-from npmerge.training import channels_last, device_of
+from npmerge.device import channels_last, device_of, float32
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,19 @@ def score(model: nn.Module, data: Data, *, topk: Sequence[int] = (1,)) -> Score:
     loss = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
     try:
-        for images, labels in stream(data, device):
-            logits = model(channels_last(images)).float()
-            classes = logits.shape[1]
-            check_labels(data, labels, classes)
-            if not topk or not all(1 <= k <= classes for k in topk):
-                raise ValueError(
-                    f"topk is {tuple(topk)}: each k must lie between 1 and the model's {classes} classes"
-                )
-            ranked = logits.topk(max(topk), dim=1).indices == labels[:, None]
-            hits += torch.stack([ranked[:, :k].sum() for k in topk])
-            loss += cross_entropy(logits, labels, reduction="sum")
-            count += len(labels)
+        with float32(device):
+            for images, labels in stream(data, device):
+                logits = model(channels_last(images)).float()
+                classes = logits.shape[1]
+                check_labels(data, labels, classes)
+                if not topk or not all(1 <= k <= classes for k in topk):
+                    raise ValueError(
+                        f"topk is {tuple(topk)}: each k must lie between 1 and the model's {classes} classes"
+                    )
+                ranked = logits.topk(max(topk), dim=1).indices == labels[:, None]
+                hits += torch.stack([ranked[:, :k].sum() for k in topk])
+                loss += cross_entropy(logits, labels, reduction="sum")
+                count += len(labels)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from npmerge.device import device_name, peak_memory
 from npmerge.zoo import config_hash, write_atomically
 
 log = logging.getLogger(__name__)
@@ -190,11 +191,11 @@ def provenance(device: torch.device, seconds: float, source: str) -> dict[str, A
     Returns:
         Revision of the source, device, versions, threads, time, seconds and peak memory in MiB.
     """
-    cuda = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else _resident_mib()
+    used = peak_memory(device)
+    peak = _resident_mib() if used is None else used / 2**20
     return {
         "revision": source,
-        "device": torch.cuda.get_device_name(device) if cuda else f"CPU ({platform.machine()})",
+        "device": device_name(device) or f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {

@@ -7,19 +7,23 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from npmerge.checkpoints import save_state
-from npmerge.data.batches import train_batches
+from npmerge.data.batches import Batches, train_batches
 from npmerge.data.datasets import ImageSet
+from npmerge.data.partition import Partition
+from npmerge.device import models_at_once
 from npmerge.models import build
-from npmerge.training import fit, piecewise_linear
+from npmerge.training import Run, TrainingError, fit_together, piecewise_linear
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ class BaseModel:
         model: name of the architecture.
         width: its width.
         recipe: how it is trained.
-        partition: name of the split and the model's place in it; ``"same"`` for the whole training set.
+        partition: its share of the training images; ``"same"`` for all of them.
         seed: of the initial weights, the order and the augmentation.
     """
 
@@ -67,7 +71,7 @@ class BaseModel:
     model: str
     width: float
     recipe: Recipe
-    partition: str
+    partition: Partition | Literal["same"]
     seed: int
 
     @property
@@ -97,44 +101,124 @@ class Zoo:
         base: BaseModel,
         data: ImageSet,
         *,
-        indices: Tensor | None = None,
         device: torch.device | str = "cpu",
         progress: str | None = None,
     ) -> nn.Module:
-        """Load a base model, or train it and keep it.
-
-        A model is always read back from its file, so that a run that finds it there and the run that trained it work
-        with the same bytes. A damaged checkpoint is named in a warning and made again.
+        """Load a base model, or train it and keep it; see :meth:`get_all`.
 
         Args:
             base: what the model is a function of.
             data: the image set it names.
-            indices: the training images of its partition; all by default.
             device: where to train it and put it.
             progress: label of the progress bar; none by default.
 
         Returns:
             The model in evaluation mode.
         """
-        path = self.folder / base.address
-        if path.exists():
-            try:
-                return self._load(path, base, data, device)
-            except SafetensorError as error:
-                log.warning("%s is damaged (%s): training it again", path, error)
-        model = _build(base, data).to(device)
-        _train(model, base, data, indices, device, progress)
-        made_by = {"base_model": asdict(base)}
-        write_atomically(path, lambda part: save_state(part, model.state_dict(), made_by))
-        return self._load(path, base, data, device)
+        (model,) = self.get_all([base], data, device=device, progress=progress)
+        return model
 
-    def _load(
-        self, path: Path, base: BaseModel, data: ImageSet, device: torch.device | str
-    ) -> nn.Module:
+    def get_all(
+        self,
+        bases: Sequence[BaseModel],
+        data: ImageSet,
+        *,
+        device: torch.device | str = "cpu",
+        at_once: int | None = None,
+        progress: str | None = None,
+    ) -> list[nn.Module]:
+        """Load base models; those that are missing are trained, together where they differ in their seeds only.
+
+        A model is always read back from its file, so that a run that finds it there and the run that trained it work
+        with the same bytes. A damaged checkpoint is named in a warning and made again.
+
+        Args:
+            bases: what each model is a function of.
+            data: the image set they name.
+            device: where to train them and put them.
+            at_once: models to train at the same time; by default one on a CPU and 16 on CUDA.
+            progress: label of the progress bar; none by default.
+
+        Returns:
+            The models in evaluation mode.
+
+        Raises:
+            TrainingError: a model diverged.
+        """
+        where = torch.device(device)
+        found = [self._find(base, data, device) for base in bases]
+        missing: dict[object, list[tuple[BaseModel, Batches]]] = {}
+        whole: Batches | None = None
+        for base, model in zip(bases, found, strict=True):
+            if model is not None:
+                continue
+            if base.partition == "same":  # one copy of the images serves all seeds
+                whole = whole or _batches(base, data, where)
+                batches = whole.reseeded(base.seed)
+            else:
+                batches = _batches(base, data, where)
+            alike = replace(base, seed=0, partition="same"), len(batches)
+            missing.setdefault(alike, []).append((base, batches))
+        size = models_at_once(where) if at_once is None else at_once
+        for group in missing.values():
+            for start in range(0, len(group), size):
+                self._train(group[start : start + size], data, where, progress)
+        return [
+            self._load(base, data, device) if model is None else model
+            for base, model in zip(bases, found, strict=True)
+        ]
+
+    def _find(
+        self, base: BaseModel, data: ImageSet, device: torch.device | str
+    ) -> nn.Module | None:
+        path = self.folder / base.address
+        if not path.exists():
+            return None
+        try:
+            return self._load(base, data, device)
+        except SafetensorError as error:
+            log.warning("%s is damaged (%s): training it again", path, error)
+            return None
+
+    def _load(self, base: BaseModel, data: ImageSet, device: torch.device | str) -> nn.Module:
         model = _build(base, data)
-        with safe_open(path, framework="pt") as file:
+        with safe_open(self.folder / base.address, framework="pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return model.to(device).eval()
+
+    def _train(
+        self,
+        group: Sequence[tuple[BaseModel, Batches]],
+        data: ImageSet,
+        device: torch.device,
+        progress: str | None,
+    ) -> None:
+        recipe = group[0][0].recipe
+        runs = []
+        for base, batches in group:
+            model = _build(base, data).to(device)
+            optimizer = torch.optim.SGD(
+                model.parameters(),
+                lr=recipe.lr,
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+                fused=True,
+            )
+            runs.append(Run(model, batches, optimizer))
+        histories = fit_together(
+            runs,
+            epochs=recipe.epochs,
+            schedule=piecewise_linear(recipe.epochs, recipe.warmup_epochs),
+            at_once=len(runs),
+            progress=progress,
+        )
+        for (base, _), run, history in zip(group, runs, histories, strict=True):
+            if isinstance(history, TrainingError):
+                raise history
+            save = partial(
+                save_state, state=run.model.state_dict(), metadata={"base_model": asdict(base)}
+            )
+            write_atomically(self.folder / base.address, save)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -168,22 +252,8 @@ def _build(base: BaseModel, data: ImageSet) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def _train(
-    model: nn.Module,
-    base: BaseModel,
-    data: ImageSet,
-    indices: Tensor | None,
-    device: torch.device | str,
-    progress: str | None,
-) -> None:
-    recipe = base.recipe
-    batches = train_batches(data, recipe.batch_size, device=device, indices=indices, seed=base.seed)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    schedule = piecewise_linear(recipe.epochs, recipe.warmup_epochs)
-    fit(model, batches, optimizer, epochs=recipe.epochs, schedule=schedule, progress=progress)
+def _batches(base: BaseModel, data: ImageSet, device: torch.device) -> Batches:
+    labels = data.train.labels
+    indices = None if base.partition == "same" else base.partition.indices(labels)
+    size = base.recipe.batch_size
+    return train_batches(data, size, device=device, indices=indices, seed=base.seed)

@@ -66,7 +66,7 @@ class Folders:
         """The record but for what may differ between runs: seconds and provenance."""
         content: dict[str, Any] = json.loads(self.record.read_text())
         del content["provenance"]
-        assert content["details"].pop("seconds").keys() >= {"direct", "np_permute"}
+        assert content["details"].pop("seconds").keys() >= {"direct", "learning"}
         return content
 
 
@@ -170,9 +170,53 @@ def test_a_finished_unit_is_not_run_again_unless_asked_for(
         assert copied.run() == [copied.record]
     before = copied.record.read_text()
     copied.record.write_text(before.replace('"top1"', '"edited"'))
-    monkeypatch.setattr("npmerge.zoo.fit", lambda *_, **__: pytest.fail("trained a base model"))
+    monkeypatch.setattr(
+        "npmerge.zoo.fit_together", lambda *_, **__: pytest.fail("trained a base model")
+    )
     copied.run(recompute=True)
     assert copied.content() == undisturbed.content()
+
+
+def test_models_trained_at_once_give_the_record_that_models_trained_in_turn_give(
+    tmp_path: Path, undisturbed: Folders
+) -> None:
+    together = Folders.below(tmp_path)
+    together.run(at_once=4)
+    assert together.content() == undisturbed.content()
+    assert [p.name for p in together.files()] == [p.name for p in undisturbed.files()]
+
+
+def test_a_deterministic_run_says_so_in_its_record(tmp_path: Path, undisturbed: Folders) -> None:
+    strict = Folders.below(tmp_path)
+    strict.run(deterministic=True)
+    assert strict.content() == undisturbed.content()
+    origins = [json.loads(f.record.read_text())["provenance"] for f in (strict, undisturbed)]
+    assert [origin["deterministic"] for origin in origins] == [True, False]
+
+
+@pytest.mark.parametrize("at_once", [None, 3])
+def test_a_dry_run_goes_through_every_unit_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int | None
+) -> None:
+    seen = []
+    real = experiments.same_data.run
+
+    def spy(unit: Any, **options: Any) -> Any:
+        seen.append(unit.config)
+        return real(unit, **options)
+
+    monkeypatch.setattr(experiments.same_data, "run", spy)
+    folders = Folders.below(tmp_path)
+    assert folders.run(dry_run=True, seeds=[0, 1], at_once=at_once) == []
+    assert folders.files() == []
+    assert [config["setting"]["images"] for config in seen] == [400, 400]
+    assert {config["setting"]["recipe"]["epochs"] for config in seen} == {1}
+
+
+@pytest.mark.cifar
+def test_the_paper_scale_command_runs_with_one_epoch() -> None:
+    """Its networks, images, batches and methods, on four batches' worth of images instead of a hundred thousand."""
+    assert run("same_data", profile="paper", seeds=[0], dry_run=True, device="cpu") == []
 
 
 def test_a_unit_killed_half_way_and_resumed_gives_the_record_it_would_have_given(
@@ -281,8 +325,8 @@ def test_units_are_every_setting_with_every_seed_and_their_hash_follows_the_conf
 def test_base_models_of_all_seeds_are_different_models() -> None:
     from npmerge.experiments.same_data import base_models
 
-    (setting,) = PROFILE.same_data.settings
-    addresses = [base.address for seed in range(12) for base in base_models(setting, seed)]
+    todo = units("same_data", "tiny", range(12))
+    addresses = [base.address for unit in todo for base in base_models(unit)]
     assert len(set(addresses)) == 24
 
 

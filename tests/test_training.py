@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from tiny import CLASSES, assert_same_state, images, loader, net, same_parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
 
+from npmerge.aggregate import AlphaAdam
 from npmerge.data import Batches, Images
-from npmerge.training import TrainingError, fit, piecewise_linear
+from npmerge.evaluate import score
+from npmerge.training import (
+    OutOfMemoryError,
+    Run,
+    TrainingError,
+    fit,
+    fit_together,
+    piecewise_linear,
+)
 
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
@@ -197,6 +208,179 @@ def test_progress_is_shown_on_stderr_only_when_asked_for(
     assert "base model" in err
 
 
+def sgd_run(seed: int, data: Any = None) -> Run:
+    model = net(seed)
+    source = loader(32, seed=seed) if data is None else data
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True
+    )
+    return Run(model, source, optimizer)
+
+
+def adam_run(seed: int, data: Any = None) -> Run:
+    model = net(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 * (seed + 1), fused=True)
+    return Run(model, loader(32) if data is None else data, optimizer)
+
+
+def alpha_run(seed: int, data: Any = None) -> Run:
+    model = net(seed)
+    optimizer = AlphaAdam(model, net(seed + 10), lr=0.05)
+    return Run(model, loader(32) if data is None else data, optimizer)
+
+
+KINDS: dict[str, Callable[..., Run]] = {"sgd": sgd_run, "adam": adam_run, "alpha": alpha_run}
+WAYS: dict[str, dict[str, Any]] = {
+    "in turns": {},
+    "recorded": {"recorded": True},
+    "stacked": {"stacked": True},
+    "stacked and recorded": {"stacked": True, "recorded": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", [False, True], ids=["own data", "shared data"])
+def test_models_trained_together_equal_models_trained_alone(
+    way: str, kind: str, shared: bool
+) -> None:
+    """Bit for bit where each model runs as it is; stacked, to a tenth of one of Adam's last steps (0.03)."""
+    data = loader(32) if shared else None
+    make = KINDS[kind]
+    schedule = piecewise_linear(3, 1)
+    alone = [make(seed, data) for seed in range(3)]
+    expected = [fit(r.model, r.data, r.optimizer, epochs=3, schedule=schedule) for r in alone]
+    together = [make(seed, data) for seed in range(3)]
+    found = fit_together(together, epochs=3, schedule=schedule, at_once=3, **WAYS[way])
+    for one, other, mine, theirs in zip(alone, together, expected, found, strict=True):
+        if "stacked" not in way:
+            assert theirs == mine
+            assert_same_state(other.model.state_dict(), one.model.state_dict())
+            continue
+        assert theirs == pytest.approx(mine, rel=1e-5)
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(
+                other.model.state_dict()[name], value, rtol=1e-3, atol=3e-3, msg=name
+            )
+        assert not same_parameters(one.model, net(0))
+
+
+def test_a_smaller_last_batch_and_more_models_than_fit_at_once_change_nothing() -> None:
+    alone = [sgd_run(seed, loader(20)) for seed in range(5)]  # 8 + 8 + 4 images
+    for run in alone:
+        fit(run.model, run.data, run.optimizer, epochs=3)
+    together = [sgd_run(seed, loader(20)) for seed in range(5)]
+    histories = fit_together(together, epochs=3, at_once=2, recorded=True)
+    assert [len(history) for history in histories] == [3] * 5  # type: ignore[arg-type]
+    for one, other in zip(alone, together, strict=True):
+        assert_same_state(other.model.state_dict(), one.model.state_dict())
+
+
+def test_runs_that_wait_for_each_other_see_the_same_batches_and_the_next_training_other_ones() -> (
+    None
+):
+    def shuffled() -> Batches:
+        return Batches(
+            images(40), 8, mean=(0.5,) * 3, std=(0.25,) * 3, shuffle=True, padding=1, flip=True
+        )
+
+    def train(data: Batches, at_once: int) -> list[Any]:
+        return fit_together([adam_run(0, data) for _ in range(3)], epochs=2, at_once=at_once)
+
+    one, two = shuffled(), shuffled()
+    first, second = train(one, 1), train(one, 1)
+    assert first == [first[0]] * 3
+    assert second == [second[0]] * 3
+    assert first != second
+    assert [train(two, 2), train(two, 3)] == [first, second]
+
+
+def test_a_model_compiled_trains_as_it_does_eagerly() -> None:
+    eager, fast = ([sgd_run(seed) for seed in range(2)] for _ in range(2))
+    expected = fit_together(eager, epochs=2, at_once=2)
+    assert fit_together(fast, epochs=2, at_once=2, compile=True, recorded=True) == [
+        pytest.approx(history, rel=1e-4) for history in expected
+    ]
+    for one, other in zip(eager, fast, strict=True):
+        for name, value in one.model.state_dict().items():
+            torch.testing.assert_close(
+                other.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
+            )
+
+
+def test_a_model_that_diverges_takes_no_other_with_it() -> None:
+    runs = [adam_run(0), adam_run(1), adam_run(2)]
+    runs[1].optimizer.param_groups[0]["lr"] = 1e30
+    good, bad, fine = fit_together(runs, epochs=2, at_once=3)
+    assert isinstance(bad, TrainingError)
+    assert "at learning rate 1e+30" in str(bad)
+    alone = adam_run(2)
+    assert fine == fit(alone.model, alone.data, alone.optimizer, epochs=2)
+    assert len(good) == 2  # type: ignore[arg-type]
+
+
+def test_runs_of_different_lengths_are_refused_together_and_none_is_nothing() -> None:
+    with pytest.raises(ValueError, match=r"as many steps an epoch each, these have \[2, 4\]"):
+        fit_together([sgd_run(0), sgd_run(1, loader(16))], epochs=1, at_once=2)
+    with pytest.raises(ValueError, match="at_once is 0: it must be at least 1"):
+        fit_together([sgd_run(0)], epochs=1, at_once=0)
+    assert fit_together([], epochs=1) == []
+
+
+class Small(nn.Module):
+    """A model on a device whose memory holds so many images in training."""
+
+    def __init__(self, holds: int) -> None:
+        super().__init__()
+        self.inner, self.holds = net(), holds
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("holds", "advice"),
+    [(31, "batches of 16 do"), (15, "batches of 8 do"), (0, "nor does a smaller one: free memory")],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_out_of_memory_names_a_batch_size_that_fits(holds: int, advice: str, count: int) -> None:
+    runs = []
+    for _ in range(count):
+        model = Small(holds)
+        runs.append(Run(model, loader(32, 32), sgd(model)))
+    with pytest.raises(OutOfMemoryError) as caught:
+        fit_together(runs, epochs=1, at_once=count)
+    message = str(caught.value)
+    assert "with batches of 32 does not fit into the memory of cpu" in message
+    assert advice in message
+    assert ("or train fewer models at once" in message) == (count > 1 and holds > 0)
+
+
+def test_training_in_bfloat16_measures_the_same_accuracy_as_in_float32() -> None:
+    """Welch's test over ten seeds cannot tell them apart, and does tell an untrained model from both."""
+    test = loader(400, 100, seed=99)
+
+    def accuracies(mixed_precision: bool, epochs: int) -> list[float]:
+        found = []
+        for seed in range(10):
+            model = net(seed)
+            fit(
+                model, loader(160, 16, seed=seed), sgd(model, 0.05),
+                epochs=epochs, mixed_precision=mixed_precision,
+            )  # fmt: skip
+            found.append(score(model, test).top1)
+        return found
+
+    bfloat16, float32, untrained = accuracies(True, 8), accuracies(False, 8), accuracies(False, 0)  # noqa: FBT003
+    assert bfloat16 != float32
+    assert ttest_ind(bfloat16, float32, equal_var=False).pvalue > 0.05
+    assert ttest_ind(bfloat16, untrained, equal_var=False).pvalue < 1e-3
+    assert abs(sum(bfloat16) - sum(float32)) / 10 < 3
+
+
 @pytest.mark.gpu
 def test_training_on_a_gpu_follows_the_cpu() -> None:
     """In float32 the losses agree; by default the GPU trains in bfloat16 and still learns."""
@@ -208,3 +392,33 @@ def test_training_on_a_gpu_follows_the_cpu() -> None:
     model = net().to("cuda")
     history = fit(model, loader(64), sgd(model), epochs=12)
     assert history[-1] < 0.75 * history[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_trained_together_on_a_gpu_follow_the_cpu(
+    way: str, kind: str, compiling: bool
+) -> None:
+    schedule = piecewise_linear(3, 1)
+    expected = fit_together(
+        [KINDS[kind](seed) for seed in range(3)], epochs=3, schedule=schedule, at_once=3
+    )
+    runs = []
+    for seed in range(3):
+        cpu = KINDS[kind](seed)
+        model = net(seed).to("cuda")
+        if kind == "alpha":
+            runs.append(Run(model, cpu.data, AlphaAdam(model, net(seed + 10), lr=0.05)))
+            continue
+        known = cpu.optimizer.param_groups[0]
+        options = {k: v for k, v in known.items() if k in ("lr", "momentum", "weight_decay")}
+        runs.append(
+            Run(model, cpu.data, type(cpu.optimizer)(model.parameters(), fused=True, **options))  # type: ignore[call-arg]
+        )
+    found = fit_together(
+        runs, epochs=3, schedule=schedule, at_once=3, mixed_precision=False, compile=compiling,
+        **{"recorded": False} | WAYS[way],
+    )  # fmt: skip
+    assert found == [pytest.approx(history, rel=1e-2) for history in expected]

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from tiny import assert_same_state, same_parameters
 
 from npmerge.data import ImageSet, load
+from npmerge.data.partition import Partition
 from npmerge.zoo import BaseModel, Recipe, Zoo, config_hash, write_atomically
 
 BASE = BaseModel("digits", 4, "resnet20", 0.125, Recipe(1, 200, 0.1), "same", seed=3)
@@ -25,7 +26,7 @@ def digits() -> ImageSet:
 
 
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npmerge.zoo.fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("npmerge.zoo.fit_together", lambda *_, **__: pytest.fail("trained"))
 
 
 def test_a_model_is_trained_once_and_then_read_from_its_file(
@@ -54,8 +55,8 @@ def test_training_again_elsewhere_gives_the_same_bytes_and_another_seed_does_not
 
 def test_only_the_partition_s_images_train_the_model(digits: ImageSet, tmp_path: Path) -> None:
     everything = Zoo(tmp_path).get(BASE, digits)
-    part = replace(BASE, partition="dirichlet-0")
-    some = Zoo(tmp_path).get(part, digits, indices=torch.arange(300))
+    part = replace(BASE, partition=Partition("dirichlet", 0, 2, seed=0))
+    some = Zoo(tmp_path).get(part, digits)
     assert not same_parameters(everything, some)
 
 
@@ -98,7 +99,7 @@ def test_a_checkpoint_says_what_made_it_and_nothing_is_unpickled(
         {"width": 0.25},
         {"recipe": replace(BASE.recipe, lr=0.2)},
         {"recipe": replace(BASE.recipe, weight_decay=0.0)},
-        {"partition": "80-20-0"},
+        {"partition": Partition("80-20", 0, 2, seed=0)},
         {"seed": 4},
     ],
 )

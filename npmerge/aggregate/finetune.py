@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from npmerge.aggregate.learn import learn, learn_together
 from npmerge.aggregate.mean import mean
 from npmerge.data.batches import Data
-from npmerge.training import TrainingError, fit
+from npmerge.training import Run, TrainingError
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,38 @@ def finetune(
     Source:
         Section III-D.
     """
-    model = mean(a, b)
-    for parameter in model.parameters():
-        parameter.requires_grad_()
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    history = fit(
-        model, data, optimizer, epochs=epochs, mixed_precision=mixed_precision, progress=progress
+    return learn(
+        LearnWeights(a, b, data, lr=lr),
+        epochs=epochs,
+        mixed_precision=mixed_precision,
+        progress=progress,
     )
-    model.train(a.training)
-    return Finetuned(model, history, lr, {})
+
+
+class LearnWeights:
+    """Fine-tuning about to begin, alone or together with others; see :func:`finetune`.
+
+    Args:
+        a: model A.
+        b: model B, of the same architecture and aligned to A.
+        data: the optimisation data.
+        lr: Adam's learning rate.
+
+    Raises:
+        ValueError: the models differ in architecture or shape.
+    """
+
+    def __init__(self, a: nn.Module, b: nn.Module, data: Data, *, lr: float = 1e-2) -> None:
+        model = mean(a, b)
+        for parameter in model.parameters():
+            parameter.requires_grad_()
+        self._lr, self._mode = lr, a.training
+        self.run = Run(model, data, torch.optim.Adam(model.parameters(), lr=lr, fused=True))
+
+    def result(self, history: list[float]) -> Finetuned:
+        """The fine-tuned model."""
+        self.run.model.train(self._mode)
+        return Finetuned(self.run.model, history, self._lr, {})
 
 
 def finetune_tuned(
@@ -105,19 +129,68 @@ def finetune_tuned(
         ValueError: no learning rate to try, or as :func:`finetune`.
         TrainingError: every learning rate diverged.
     """
+    (found,) = finetune_tuned_together(
+        [(a, b)], data, kept=kept, validate=validate, lrs=lrs, trial_epochs=trial_epochs,
+        epochs=epochs, progress=progress,
+    )  # fmt: skip
+    return found
+
+
+def finetune_tuned_together(
+    pairs: Sequence[tuple[nn.Module, nn.Module]],
+    data: Data,
+    *,
+    kept: Data,
+    validate: Callable[[nn.Module], float],
+    lrs: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    trial_epochs: int = 10,
+    epochs: int = 10,
+    at_once: int | None = None,
+    progress: str | None = None,
+) -> list[Finetuned]:
+    """:func:`finetune_tuned` for several pairs of models, with all trials in step.
+
+    Args:
+        pairs: models A and B, B aligned to A.
+        data: all the optimisation data, for the final runs.
+        kept: the part of it to try learning rates on.
+        validate: scores a model on the rest of it, the higher the better.
+        lrs: the learning rates to try.
+        trial_epochs: passes over ``kept`` for each.
+        epochs: passes over ``data`` with the chosen one.
+        at_once: models to train at the same time; by default one on a CPU and 16 on CUDA.
+        progress: label of the progress bar; none by default.
+
+    Returns:
+        The fine-tuned models with their learning rates and the trials, in the order of the pairs.
+
+    Raises:
+        ValueError: no learning rate to try, or as :func:`finetune`.
+        TrainingError: every learning rate of a pair diverged.
+    """
     if not lrs:
         raise ValueError("lrs is empty: give at least one learning rate to try")
-    trials = {}
-    for lr in lrs:
-        try:
-            label = f"{progress} lr={lr:g}" if progress else None
-            trial = finetune(a, b, kept, epochs=trial_epochs, lr=lr, progress=label).model
-            trials[lr] = validate(trial)
-        except TrainingError:
-            trials[lr] = -math.inf  # a learning rate that diverges is not chosen
-    if not any(map(math.isfinite, trials.values())):
-        raise TrainingError(f"every learning rate of {tuple(lrs)} diverged: try lower ones")
-    best = finetune(
-        a, b, data, epochs=epochs, lr=max(trials, key=lambda lr: trials[lr]), progress=progress
-    )
-    return Finetuned(best.model, best.history, best.lr, trials)
+    trials: list[dict[float, float]] = []
+    every = [(pair, lr) for pair in pairs for lr in lrs]
+    found = learn_together(
+        [LearnWeights(a, b, kept, lr=lr) for (a, b), lr in every],
+        epochs=trial_epochs, at_once=at_once, progress=f"{progress} trials" if progress else None,
+    )  # fmt: skip
+    # A learning rate that diverges is not chosen.
+    scores = [-math.inf if isinstance(one, TrainingError) else validate(one.model) for one in found]
+    for index in range(len(pairs)):
+        here = scores[index * len(lrs) : (index + 1) * len(lrs)]
+        trials.append(dict(zip(lrs, here, strict=True)))
+        if not any(map(math.isfinite, here)):
+            raise TrainingError(f"every learning rate of {tuple(lrs)} diverged: try lower ones")
+    best = [max(lrs, key=lambda lr, seen=seen: seen[lr]) for seen in trials]  # type: ignore[misc]
+    final = learn_together(
+        [LearnWeights(a, b, data, lr=lr) for (a, b), lr in zip(pairs, best, strict=True)],
+        epochs=epochs, at_once=at_once, progress=progress,
+    )  # fmt: skip
+    results = []
+    for one, lr, seen in zip(final, best, trials, strict=True):
+        if isinstance(one, TrainingError):
+            raise one
+        results.append(Finetuned(one.model, one.history, lr, seen))
+    return results

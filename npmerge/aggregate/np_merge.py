@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npmerge.aggregate.learn import learn
 from npmerge.data.batches import Data
 from npmerge.symmetry import check_same_architecture
-from npmerge.training import fit
+from npmerge.training import Run
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,42 @@ def np_merge(
     Source:
         Eq. 2 and Section III-D.
     """
-    check_same_architecture(a, b)
-    model = copy.deepcopy(a)
-    optimizer = AlphaAdam(model, b, lr=lr)
-    history = fit(
-        model, data, optimizer, epochs=epochs, mixed_precision=mixed_precision, progress=progress
+    return learn(
+        LearnAlpha(a, b, data, lr=lr),
+        epochs=epochs,
+        mixed_precision=mixed_precision,
+        progress=progress,
     )
-    merged = copy.deepcopy(a)
-    with torch.no_grad():
-        for tensors in (nn.Module.parameters, nn.Module.buffers):
-            for target, learned in zip(tensors(merged), tensors(model), strict=True):
-                target.copy_(learned)
-    return NPMerge(merged, optimizer.alpha(), history)
+
+
+class LearnAlpha:
+    """NP Merge about to be learned, alone or together with others; see :func:`np_merge`.
+
+    Args:
+        a: model A.
+        b: model B, of the same architecture and aligned to A.
+        data: the optimisation data.
+        lr: Adam's learning rate for ``alpha_pre``.
+
+    Raises:
+        ValueError: the models differ in architecture or shape.
+    """
+
+    def __init__(self, a: nn.Module, b: nn.Module, data: Data, *, lr: float = 1e-2) -> None:
+        check_same_architecture(a, b)
+        self._a = a
+        model = copy.deepcopy(a)
+        self._optimizer = AlphaAdam(model, b, lr=lr)
+        self.run = Run(model, data, self._optimizer)
+
+    def result(self, history: list[float]) -> NPMerge:
+        """The merged model and its alpha."""
+        merged = copy.deepcopy(self._a)
+        with torch.no_grad():
+            for tensors in (nn.Module.parameters, nn.Module.buffers):
+                for target, learned in zip(tensors(merged), tensors(self.run.model), strict=True):
+                    target.copy_(learned)
+        return NPMerge(merged, self._optimizer.alpha(), history)
 
 
 class AlphaAdam:

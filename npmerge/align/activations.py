@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from npmerge.data.batches import Data, stream
+from npmerge.device import float32
 from npmerge.symmetry import Group, check_same_architecture, symmetry, trace
 
 
@@ -70,7 +71,7 @@ def covariances(
     reference = next((p for p in a.parameters() if p.is_floating_point()), torch.empty(0))
     accumulators: list[_Accumulator] = []
     models: list[fx.GraphModule] = []
-    with torch.no_grad(), torch.autocast(reference.device.type, enabled=False):
+    with torch.no_grad(), float32(reference.device):
         for images, _ in stream(data, reference.device):
             batch = images.to(reference.dtype)
             if batch.ndim == 4:  # makes (N, C, H, W) activations matrices (N*H*W, C) without a copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -69,6 +70,16 @@ class Batches:
         shape = (1, 1, 1, len(mean))
         self._scale = (1 / (255 * torch.tensor(std))).view(shape).to(self.device)
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).view(shape).to(self.device)
+
+    def reseeded(self, seed: int) -> Batches:
+        """The same images in another order and with other augmentation, from the first epoch on; shares their memory.
+
+        Args:
+            seed: of the order and the augmentation.
+        """
+        other = copy.copy(self)
+        other.seed, other.epoch = seed, 0
+        return other
 
     @property
     def images(self) -> int:

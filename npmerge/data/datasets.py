@@ -77,6 +77,17 @@ class ImageSet:
         """Height (= width) of an image in pixels."""
         return self.train.pixels.shape[2]
 
+    def first(self, count: int) -> ImageSet:
+        """The set cut to its first images, for trying something out.
+
+        Args:
+            count: how many images to leave in each half, at most.
+        """
+        train, test = (
+            Images(half.pixels[:count], half.labels[:count]) for half in (self.train, self.test)
+        )
+        return replace(self, train=train, test=test)
+
     def example(self) -> Tensor:
         """One zero image ``(1, C, H, W)``, float32: what a model of this set takes."""
         return torch.zeros(1, *self.train.pixels.shape[1:])

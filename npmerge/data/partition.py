@@ -2,9 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One model's share of a split of the training images.
+
+    Attributes:
+        split: :func:`split_80_20` or :func:`dirichlet`.
+        part: which share, counted from 0.
+        models: how many models share the images; two for 80-20.
+        seed: of the split.
+    """
+
+    split: Literal["80-20", "dirichlet"]
+    part: int
+    models: int
+    seed: int
+
+    def indices(self, labels: Tensor) -> Tensor:
+        """The sorted indices of the share.
+
+        Args:
+            labels: of all training images, ``int64 (N,)``.
+
+        Raises:
+            ValueError: the split is unknown, or not made for so many models.
+        """
+        if self.split == "dirichlet":
+            return dirichlet(labels, self.models, seed=self.seed)[self.part]
+        if self.split != "80-20" or self.models != 2:
+            raise ValueError(
+                f"no split {self.split!r} for {self.models} models: take 80-20 (two models) or dirichlet"
+            )
+        return split_80_20(labels, seed=self.seed)[self.part]
 
 
 def same(labels: Tensor, models: int = 2) -> list[Tensor]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
+from npmerge.device import free_memory, kernels, models_at_once, pick_device
 from npmerge.experiments import same_data
 from npmerge.experiments.profile import NAMES as PROFILES
-from npmerge.experiments.profile import Profile, load_profile
+from npmerge.experiments.profile import Profile, Setting, load_profile
 from npmerge.results import Outcome, Results, Unit, provenance, revision
-from npmerge.zoo import Zoo
+from npmerge.zoo import BaseModel, Zoo
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,12 @@ class Experiment(Protocol):
     def units(self, profile: Profile, seeds: Sequence[int]) -> list[Unit]:
         """List the units."""
 
-    def run(self, unit: Unit, *, zoo: Zoo, device: torch.device, progress: bool) -> Outcome:
+    def base_models(self, unit: Unit) -> list[BaseModel]:
+        """The base models that a unit needs."""
+
+    def run(
+        self, unit: Unit, *, zoo: Zoo, device: torch.device, at_once: int | None, progress: bool
+    ) -> Outcome:
         """Run one unit."""
 
 
@@ -71,12 +80,16 @@ def run(
     results: Path | str = "results",
     zoo: Path | str = "zoo",
     recompute: bool = False,
+    deterministic: bool = False,
+    at_once: int | None = None,
+    dry_run: bool = False,
     progress: bool = False,
 ) -> list[Path]:
     """Run the units of an experiment that have no record yet.
 
-    A profile that fixes the CPU threads of a unit has its units run side by side, as many as the cores allow; the
-    numbers are the same.
+    Where several models are trained at once (on CUDA), those that all the units miss are trained first, together. On
+    a CPU a profile that fixes the threads of a unit has its units run side by side, as many as the cores allow. The
+    numbers are the same but for rounding.
 
     Args:
         experiment: its name, e.g. ``"same_data"``.
@@ -86,36 +99,87 @@ def run(
         results: folder of the record files.
         zoo: folder of the base models.
         recompute: make every record again; base models are kept.
+        deterministic: use deterministic kernels; see :func:`npmerge.device.kernels`.
+        at_once: models to train at the same time; by default one on a CPU and 16 on CUDA.
+        dry_run: rehearse every unit with the same networks and batches but one epoch of two of them, and keep nothing.
         progress: show progress bars on stderr.
 
     Returns:
-        The record files, one a unit.
+        The record files, one a unit; none of a dry run.
 
     Raises:
         ValueError: an unknown name, a seed given twice, or a device that is not there.
     """
     todo = units(experiment, profile, seeds)
-    where, source, threads = pick_device(device), revision(), load_profile(profile).threads
+    work = partial(
+        _run_units, device=pick_device(device), threads=load_profile(profile).threads,
+        deterministic=deterministic, at_once=at_once, progress=progress,
+    )  # fmt: skip
+    if dry_run:
+        with TemporaryDirectory(prefix="npmerge-") as folder:
+            short = [replace(unit, config=_shortened(unit.config)) for unit in todo]
+            work(short, results=Results(Path(folder) / "results"), zoo=Zoo(Path(folder) / "zoo"))
+        return []
     records = Results(results)
     missing = [unit for unit in todo if recompute or not records.finished(unit)]
-    workers = min(len(missing), (os.cpu_count() or 1) // threads) if threads else 1
+    work(missing, results=records, zoo=Zoo(zoo))
+    return [records.path(unit) for unit in todo]
+
+
+def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that exercises every line of a unit in little time."""
+    short = copy.deepcopy(config)
+    sections = [short["setting"], short["setting"]["recipe"], short["optimisation"]]
+    for section in sections:
+        for name, least in (("epochs", 1), ("tuned_epochs", 1), ("path_points", 2)):
+            if name in section:
+                section[name] = least
+    sizes = (section["batch_size"] for section in sections if "batch_size" in section)
+    short["setting"]["images"] = 2 * max(sizes)
+    return short
+
+
+def _run_units(
+    units: Sequence[Unit],
+    *,
+    results: Results,
+    zoo: Zoo,
+    device: torch.device,
+    threads: int | None,
+    deterministic: bool,
+    at_once: int | None,
+    progress: bool,
+) -> None:
+    workers = min(len(units), (os.cpu_count() or 1) // threads) if threads else 1
     one = partial(
-        _run_unit, results=records, zoo=Zoo(zoo), device=where, source=source, threads=threads
-    )
-    with tqdm(
-        total=len(todo),
-        initial=len(todo) - len(missing),
-        desc=experiment,
-        unit="unit",
-        disable=not progress,
-    ) as bar:
-        if workers < 2 or where.type != "cpu":
-            for unit in missing:
+        _run_unit, results=results, zoo=zoo, device=device, source=revision(), threads=threads,
+        deterministic=deterministic, at_once=at_once,
+    )  # fmt: skip
+    if (models_at_once(device) if at_once is None else at_once) > 1:
+        with kernels(deterministic=deterministic):
+            _train_together(units, zoo, device, at_once, progress=progress)
+    with tqdm(total=len(units), unit="unit", disable=not progress) as bar:
+        if workers < 2 or device.type != "cpu":
+            for unit in units:
                 one(unit, progress=progress)
                 bar.update()
         else:
-            _side_by_side(partial(one, progress=False), missing, workers, bar.update)
-    return [records.path(unit) for unit in todo]
+            _side_by_side(partial(one, progress=False), units, workers, bar.update)
+
+
+def _train_together(
+    units: Sequence[Unit], zoo: Zoo, device: torch.device, at_once: int | None, *, progress: bool
+) -> None:
+    """Train what base models the units miss, those of all seeds together."""
+    alike: dict[Setting, dict[str, BaseModel]] = {}
+    for unit in units:
+        group = alike.setdefault(Setting(**unit.config["setting"]), {})
+        group |= {base.address: base for base in EXPERIMENTS[unit.experiment].base_models(unit)}
+    for setting, bases in alike.items():
+        label = f"base models of {setting.name}" if progress else None
+        zoo.get_all(
+            list(bases.values()), setting.load(), device=device, at_once=at_once, progress=label
+        )
 
 
 def _side_by_side(
@@ -140,38 +204,22 @@ def _run_unit(
     device: torch.device,
     source: str,
     threads: int | None,
+    deterministic: bool,
+    at_once: int | None,
     progress: bool,
 ) -> None:
     log.info("running %s on %s", unit.name, device)
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    free_memory(device)
     start = time.perf_counter()
     try:
-        outcome = EXPERIMENTS[unit.experiment].run(unit, zoo=zoo, device=device, progress=progress)
-        results.write(unit, outcome, provenance(device, time.perf_counter() - start, source))
+        with kernels(deterministic=deterministic):
+            outcome = EXPERIMENTS[unit.experiment].run(
+                unit, zoo=zoo, device=device, at_once=at_once, progress=progress
+            )
+        origin = provenance(device, time.perf_counter() - start, source)
+        results.write(unit, outcome, origin | {"deterministic": deterministic})
     finally:
         torch.set_num_threads(before)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Args:
-        name: ``"auto"`` takes CUDA if it is there, else the CPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {name!r} is not here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
-        ) from error
-    return device

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from npmerge.data import ImageSet, load
+
 NAMES = ("digits", "lite", "paper")
 
 
@@ -33,6 +35,7 @@ class Setting(Model):
 
     Attributes:
         beside: data set and model of the paper's column that the setting is shown beside.
+        images: cut the data to so many images, for a dry run; all by default.
     """
 
     dataset: Literal["digits", "cifar10", "cifar100"]
@@ -41,6 +44,7 @@ class Setting(Model):
     width: float
     recipe: RecipeValues
     beside: tuple[str, str]
+    images: int | None = None
 
     @property
     def model_name(self) -> str:
@@ -51,6 +55,11 @@ class Setting(Model):
     def name(self) -> str:
         """In file names, e.g. ``"cifar100-resnet20x8"``."""
         return f"{self.dataset}-{self.model_name}"
+
+    def load(self) -> ImageSet:
+        """Load the data set."""
+        data = load(self.dataset, image_size=self.image_size)
+        return data if self.images is None else data.first(self.images)
 
 
 class Optimisation(Model):

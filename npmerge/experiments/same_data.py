@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from npmerge import align
-from npmerge.aggregate import finetune, finetune_tuned, mean, np_merge
+from npmerge.aggregate import (
+    LearnAlpha,
+    LearnWeights,
+    NPMerge,
+    finetune_tuned_together,
+    learn_together,
+    mean,
+)
 from npmerge.align import Alignment, Covariances
 from npmerge.batchnorm import reset_batchnorm
-from npmerge.data import Batches, ImageSet, load, plain_batches, train_batches
+from npmerge.data import Batches, ImageSet, plain_batches, train_batches
 from npmerge.data.partition import holdout
 from npmerge.evaluate import Ensemble, PathPoint, Score, path, score
 from npmerge.experiments.profile import Optimisation, Profile, Setting
 from npmerge.results import Outcome, Unit
 from npmerge.symmetry import symmetry
+from npmerge.training import TrainingError
 from npmerge.zoo import BaseModel, Recipe, Zoo
 
 log = logging.getLogger(__name__)
 
 NAME = "same_data"
 TABLE = "I"
+LEARNED = ("permute", "weight_matching")
+"""The alignments after which NP Merge and fine-tuning start."""
 BINS = 20
 """Bins of alpha's histograms, over (0, 1)."""
 
@@ -47,7 +57,7 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
             setting.name,
             seed,
             {
-                "setting": setting.model_dump(mode="json"),
+                "setting": setting.model_dump(mode="json", exclude_none=True),
                 "optimisation": section.optimisation.model_dump(mode="json"),
                 "seed": seed,
             },
@@ -57,30 +67,35 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
     ]
 
 
-def run(unit: Unit, *, zoo: Zoo, device: torch.device, progress: bool) -> Outcome:
+def run(
+    unit: Unit, *, zoo: Zoo, device: torch.device, at_once: int | None, progress: bool
+) -> Outcome:
     """Run one unit: train or load the pair, merge it by every method of Table I, score on the full test set.
 
     Args:
         unit: from :func:`units`.
         zoo: where the base models are.
         device: where to run.
+        at_once: models to train at the same time; by default as many as the device gains from.
         progress: show progress bars.
     """
     setting = Setting(**unit.config["setting"])
     options = Optimisation(**unit.config["optimisation"])
-    data = load(setting.dataset, image_size=setting.image_size)
-    pair = [zoo.get(base, data, device=device, progress=_label(progress, f"base model {base.seed}"))
-            for base in base_models(setting, unit.seed)]  # fmt: skip
-    return _Merging(setting, options, data, pair, unit.seed, device, progress).run()
+    data = setting.load()
+    pair = zoo.get_all(
+        base_models(unit), data, device=device, at_once=at_once,
+        progress=_label(progress, "base models"),
+    )  # fmt: skip
+    return _Merging(setting, options, data, pair, unit.seed, device, at_once, progress).run()
 
 
-def base_models(setting: Setting, seed: int) -> list[BaseModel]:
+def base_models(unit: Unit) -> list[BaseModel]:
     """The two base models of a pair: equal but for the seed of weights, order and augmentation.
 
     Args:
-        setting: data set, network and recipe.
-        seed: of the pair.
+        unit: from :func:`units`.
     """
+    setting = Setting(**unit.config["setting"])
     recipe = Recipe(**setting.recipe.model_dump())
     return [
         BaseModel(
@@ -90,7 +105,7 @@ def base_models(setting: Setting, seed: int) -> list[BaseModel]:
             setting.width,
             recipe,
             "same",
-            seed=10 * seed + k,
+            seed=10 * unit.seed + k,
         )
         for k in range(2)
     ]
@@ -107,10 +122,11 @@ class _Merging:
         pair: Sequence[nn.Module],
         seed: int,
         device: torch.device,
+        at_once: int | None,
         progress: bool,
     ) -> None:
         self.setting, self.options, self.data = setting, options, data
-        self.seed, self.device, self.progress = seed, device, progress
+        self.seed, self.device, self.at_once, self.progress = seed, device, at_once, progress
         self.train = self._plain("train")
         self.test = self._plain("test")
         self.records: list[dict[str, Any]] = []
@@ -123,14 +139,17 @@ class _Merging:
         a, b = self.a, self.b
         self._record_mean("base_avg", [self._score(model) for model in (a, b)])
         self._record("ensemble", score(Ensemble([a, b]), self.test))
-        for method, alignment in self._alignments().items():
-            aligned = alignment.apply(b)
-            self._timed(method, partial(mean, a, aligned))
-            if method == "cca":
-                continue
-            self.details["paths"][method] = self._path(aligned)
-            if method != "direct":
-                self._learn(method, aligned)
+        aligned = {method: alignment.apply(b) for method, alignment in self._alignments().items()}
+        for method, moved in aligned.items():
+            with self._timed(method):
+                self._record_merged(method, mean(a, moved))
+            if method != "cca":
+                self.details["paths"][method] = self._path(moved)
+        learned = {method: aligned[method] for method in LEARNED}
+        with self._timed("learning"):
+            self._learn(learned)
+        with self._timed("tuned fine-tuning"):
+            self._tune(learned)
         return Outcome(self.records, self.details)
 
     def _alignments(self) -> dict[str, Alignment]:
@@ -159,60 +178,49 @@ class _Merging:
         self.details["ridge"] = {"chosen": best, "trials": {f"{k:g}": v for k, v in trials.items()}}
         return align.cca_from_covariances(covariances, ridge=best)
 
-    def _learn(self, method: str, aligned: nn.Module) -> None:
-        options, a = self.options, self.a
-        kept, _ = self._held_out()
-
-        def learn_alpha() -> nn.Module:
-            name = f"np_{method}"
-            result = np_merge(
-                a,
-                aligned,
-                self._shuffled(),
-                epochs=options.epochs,
-                lr=options.lr,
-                progress=self._bar(name),
-            )
-            self.details["alpha"][name] = {
-                key: _histogram(value) for key, value in result.alpha.items()
-            }
+    def _learn(self, aligned: dict[str, nn.Module]) -> None:
+        """NP Merge and fine-tuning at the paper's learning rate, all on the same batches."""
+        data, lr = self._shuffled(), self.options.lr
+        learnings: dict[str, LearnAlpha | LearnWeights] = {}
+        for method, moved in aligned.items():
+            learnings[f"np_{method}"] = LearnAlpha(self.a, moved, data, lr=lr)
+            learnings[f"finetune_{method}"] = LearnWeights(self.a, moved, data, lr=lr)
+        found = learn_together(
+            list[Any](learnings.values()), epochs=self.options.epochs, at_once=self.at_once,
+            progress=_label(self.progress, "learning"),
+        )  # fmt: skip
+        for name, result in zip(learnings, found, strict=True):
+            if isinstance(result, TrainingError):
+                raise result
             self.details["histories"][name] = result.history
-            return result.model
+            if isinstance(result, NPMerge):
+                self.details["alpha"][name] = {k: _histogram(v) for k, v in result.alpha.items()}
+            self._record_merged(name, result.model)
 
-        def tune() -> nn.Module:
+    def _tune(self, aligned: dict[str, nn.Module]) -> None:
+        kept, _ = self._held_out()
+        options = self.options
+        found = finetune_tuned_together(
+            [(self.a, moved) for moved in aligned.values()], self._shuffled(),
+            kept=self._shuffled(kept), validate=self._validation(), lrs=options.tuned_lrs,
+            trial_epochs=options.tuned_epochs, epochs=options.epochs, at_once=self.at_once,
+            progress=_label(self.progress, "tuned fine-tuning"),
+        )  # fmt: skip
+        for method, result in zip(aligned, found, strict=True):
             name = f"finetune_tuned_{method}"
-            result = finetune_tuned(
-                a, aligned, self._shuffled(), kept=self._shuffled(kept), validate=self._validation(),
-                lrs=options.tuned_lrs, trial_epochs=options.tuned_epochs, epochs=options.epochs,
-                progress=self._bar(name),
-            )  # fmt: skip
             trials = {f"{lr:g}": value for lr, value in result.trials.items()}
             self.details.setdefault("tuned_lr", {})[name] = {"chosen": result.lr, "trials": trials}
             self.details["histories"][name] = result.history
-            return result.model
+            self._record_merged(name, result.model)
 
-        def train_all() -> nn.Module:
-            name = f"finetune_{method}"
-            result = finetune(
-                a,
-                aligned,
-                self._shuffled(),
-                epochs=options.epochs,
-                lr=options.lr,
-                progress=self._bar(name),
-            )
-            self.details["histories"][name] = result.history
-            return result.model
-
-        self._timed(f"np_{method}", learn_alpha)
-        self._timed(f"finetune_{method}", train_all)
-        self._timed(f"finetune_tuned_{method}", tune)
-
-    def _timed(self, method: str, make: Callable[[], nn.Module]) -> None:
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
-        model = reset_batchnorm(make(), self.train)
-        self.details["seconds"][method] = round(time.perf_counter() - start, 2)
-        self._record(method, self._score(model))
+        yield
+        self.details["seconds"][stage] = round(time.perf_counter() - start, 2)
+
+    def _record_merged(self, method: str, model: nn.Module) -> None:
+        self._record(method, self._score(reset_batchnorm(model, self.train)))
 
     def _path(self, aligned: nn.Module) -> list[dict[str, float]]:
         points: list[PathPoint] = path(
@@ -247,9 +255,6 @@ class _Merging:
             indices=indices,
             seed=1_000_000 + self.seed,
         )
-
-    def _bar(self, method: str) -> str | None:
-        return _label(self.progress, method)
 
     def _record(self, method: str, found: Score) -> None:
         self._record_mean(method, [found])
