@@ -9,18 +9,18 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from _common import interleaved, network, random_batches, read_setting, show, summary, write
+from _common import Setting, begin, command_line, interleaved, network, random_batches, summary
 
 import npmerge as npm
 from npmerge.align.activations import covariances
 from npmerge.data.batches import stream
-from npmerge.training import channels_last
+from npmerge.device import channels_last
 
 BATCHES = 4
 
 
 def main() -> None:
-    setting, file = read_setting(__doc__, batch_size=128, repeats=7)
+    setting, report = begin(command_line(__doc__, batch_size=128, repeats=7), Setting)
     a, b = (network(setting, seed).eval() for seed in (0, 1))
     data = random_batches(setting, BATCHES)
     groups = npm.symmetry(a, data[0][0][:1])
@@ -48,8 +48,8 @@ def main() -> None:
         "forward pass of both",
         BATCHES * setting.batch_size,
     )
-    show(f"Alignment, ResNet20x{setting.width:g}, {BATCHES} batches of {setting.batch_size}", rows)
-    write(file, setting, {"pass": rows})
+    report.table(f"Alignment, {setting.network}, {BATCHES} batches of {setting.batch_size}", rows)
+    report.write()
 
 
 if __name__ == "__main__":

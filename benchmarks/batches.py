@@ -1,17 +1,18 @@
 """Device-resident batches beside a standard DataLoader with torchvision transforms.
 
 Both shuffle, crop with padding 4, flip and normalise the same random images, shaped like CIFAR's. First the batches
-alone, each moved to the device; then a part of a training epoch of ResNet20 fed by them.
+alone, each moved to the device; then a part of a training epoch fed by them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from _common import CLASSES, Setting, interleaved, network, read_setting, show, summary, write
+from _common import CLASSES, Setting, begin, command_line, interleaved, network, summary
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +20,7 @@ from torchvision import transforms
 
 from npmerge.data.batches import Batches, Data, stream
 from npmerge.data.datasets import Images
-from npmerge.training import fit
+from npmerge.training import Run, fit_together
 
 IMAGES = 10_000
 TRAINING_STEPS = 2
@@ -48,38 +49,43 @@ class Standard(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[index])), self.labels[index]
 
 
-def sources(setting: Setting, count: int) -> dict[str, Data]:
-    """The same images behind each kind of loader."""
+def random_images(setting: Setting, count: int) -> Images:
+    """Noise in the shape of CIFAR."""
     generator = torch.Generator().manual_seed(0)
     shape = (count, 3, setting.image_size, setting.image_size)
-    images = Images(
+    return Images(
         torch.randint(256, shape, dtype=torch.uint8, generator=generator),
         torch.randint(CLASSES, (count,), generator=generator),
     )
 
-    def loader(workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(
-            Standard(images),
-            setting.batch_size,
-            shuffle=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=setting.device != "cpu",
-        )
 
+def loader(setting: Setting, images: Images, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    """What one would write without npmerge."""
+    return DataLoader(
+        Standard(images),
+        setting.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=setting.device != "cpu",
+    )
+
+
+def augmented(setting: Setting) -> dict[str, Any]:
+    """The options of ``Batches`` that do the same."""
     return {
-        "npmerge Batches": Batches(
-            images,
-            setting.batch_size,
-            mean=MEAN,
-            std=STD,
-            device=setting.device,
-            shuffle=True,
-            padding=4,
-            flip=True,
-        ),
-        "DataLoader, 0 workers": loader(0),
-        "DataLoader, 2 workers": loader(2),
+        "batch_size": setting.batch_size, "mean": MEAN, "std": STD, "device": setting.device,
+        "shuffle": True, "padding": 4, "flip": True,
+    }  # fmt: skip
+
+
+def sources(setting: Setting, count: int) -> dict[str, Data]:
+    """The same images behind each kind of loader."""
+    images = random_images(setting, count)
+    return {
+        "npmerge Batches": Batches(images, **augmented(setting)),
+        "DataLoader, 0 workers": loader(setting, images, 0),
+        "DataLoader, 2 workers": loader(setting, images, 2),
     }
 
 
@@ -92,22 +98,22 @@ def training(data: Data, setting: Setting) -> Callable[[], object]:
     """One pass of training over them."""
     model = network(setting, 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return lambda: fit(model, data, optimizer, epochs=1)
+    run = Run(model, data, optimizer)  # as it is: compiling would begin anew in every round
+    return lambda: fit_together([run], epochs=1, compile=False, recorded=False)
 
 
 def main() -> None:
-    setting, file = read_setting(__doc__, batch_size=500, repeats=5)
-    tables = {}
+    setting, report = begin(command_line(__doc__, batch_size=500, repeats=5), Setting)
+    few = TRAINING_STEPS * setting.batch_size
     for name, run, count, repeats in (
         ("batches alone", reading, IMAGES, setting.repeats),
-        ("with training", training, TRAINING_STEPS * setting.batch_size, min(setting.repeats, 3)),
+        (f"with training {setting.network}", training, few, min(setting.repeats, 3)),
     ):
         variants = {k: run(v, setting) for k, v in sources(setting, count).items()}
         seconds = interleaved(variants, replace(setting, repeats=repeats))
-        tables[name] = summary(seconds, "npmerge Batches", count)
         title = f"{count:,} images in batches of {setting.batch_size}, {name}"
-        show(title if run is reading else f"{title} ResNet20x{setting.width:g}", tables[name])
-    write(file, setting, tables)
+        report.table(title, summary(seconds, "npmerge Batches", count))
+    report.write()
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ from dataclasses import replace
 import torch
 from _common import (
     Setting,
+    begin,
+    command_line,
     interleaved,
     network,
     random_batches,
-    read_setting,
-    show,
     summary,
-    write,
 )
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -34,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from npmerge.aggregate import mean
 from npmerge.aggregate.np_merge import AlphaAdam
-from npmerge.training import Optimizer, fit
+from npmerge.training import Optimizer, Run, fit_together
 
 LR = 1e-2
 MIB = 2**20
@@ -111,7 +110,8 @@ def prepare(setting: Setting, variant: str) -> tuple[Callable[[], object], Optim
     """A function that takes training steps, and its optimiser; nothing but what they need is kept."""
     model, optimizer = VARIANTS[variant](network(setting, 0), network(setting, 1))
     batches = random_batches(setting, 1) * _steps(setting)
-    return lambda: fit(model, batches, optimizer, epochs=1), optimizer
+    run = Run(model, batches, optimizer)  # as it is: compiling would begin anew in every round
+    return lambda: fit_together([run], epochs=1, compile=False, recorded=False), optimizer
 
 
 def memory(setting: Setting, variant: str) -> dict[str, float]:
@@ -161,7 +161,7 @@ def _cpu_peak(profiler: profile) -> int:
 
 
 def main() -> None:
-    setting, file = read_setting(__doc__, batch_size=128, repeats=15)
+    setting, report = begin(command_line(__doc__, batch_size=128, repeats=15), Setting)
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own messages
     measured = {}
     for variant in VARIANTS:
@@ -173,17 +173,17 @@ def main() -> None:
     baseline = next(iter(VARIANTS))
     rows = summary(seconds, baseline, _steps(setting) * setting.batch_size)
     for variant, row in rows.items():
-        row["memory"] = measured[variant]
-    show(f"Training step, ResNet20x{setting.width:g}, batch {setting.batch_size}", rows)
+        row["extra"] = measured[variant]
+    report.table(f"Training step, {setting.network}, batch {setting.batch_size}", rows)
 
     steppers = {v: prepared[v][1].step for v in VARIANTS if not v.startswith("autograd")}
     many = replace(setting, repeats=20 * setting.repeats)
     alone = summary(interleaved(steppers, many), baseline, setting.batch_size)
-    show("Of it, optimizer.step() alone", alone)
+    report.table("Of it, optimizer.step() alone", alone)
     extra = alone["NP Merge"]["ms"] - alone[baseline]["ms"]
     share = extra / (rows[baseline]["ms"] / _steps(setting))
-    print(f"NP Merge's own arithmetic: {extra:.2f} ms, {share:.1%} of a fine-tuning step")
-    write(file, setting, {"step": rows, "optimizer_step": alone, "share": share})
+    report.note(f"NP Merge's own arithmetic: {extra:.2f} ms, {share:.1%} of a fine-tuning step.")
+    report.write()
 
 
 if __name__ == "__main__":

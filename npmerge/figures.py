@@ -148,13 +148,22 @@ def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
     unit, source = content["unit"], content["provenance"]
     return {
         "record": f"{unit['profile']}/{unit['experiment']}/{unit['setting']}-seed{unit['seed']}",
-        "revision": source["revision"].removeprefix("version ")[:8]
-        + "+" * source["revision"].endswith("+"),
+        "revision": short_revision(source),
         "device": f"{source['device']}, threads: {source['threads']}",
         "torch": source["versions"]["torch"],
         "seconds": f"{source['seconds']:.0f}",
         "peak memory": f"{source['peak_memory_mib']} MiB",
     }
+
+
+def short_revision(provenance: dict[str, Any]) -> str:
+    """The first digits of the source's revision, ``+`` behind them if it was changed.
+
+    Args:
+        provenance: see :func:`npmerge.results.provenance`.
+    """
+    whole: str = provenance["revision"]
+    return whole.removeprefix("version ").removesuffix("+")[:8] + "+" * whole.endswith("+")
 
 
 def plot_methods(table: pd.DataFrame, title: str = "") -> Figure:

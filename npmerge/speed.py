@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+
+from npmerge.figures import short_revision
 
 KEYS = ("benchmark", "setting", "tables", "notes", "provenance")
 """What a record of a benchmark has."""
@@ -73,7 +76,7 @@ def benchmark_sources(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows = [
         {
             "benchmark": benchmark_title(content).partition(", on ")[0],
-            "revision": revision(content["provenance"]),
+            "revision": short_revision(content["provenance"]),
             "device": _where(content),
             "python": content["provenance"]["python"],
             "torch": content["provenance"]["versions"]["torch"],
@@ -94,7 +97,7 @@ def devices(contents: Sequence[dict[str, Any]]) -> str:
         contents: from :func:`read_benchmarks`.
     """
     cpus, others = (
-        sorted({_where(c) for c in contents if (c["provenance"]["device"][:3] == "CPU") is cpu})
+        sorted({_where(content) for content in contents if _is_cpu(content) is cpu})
         for cpu in (True, False)
     )
     told = [f"There are records from {', '.join(cpus + others)}." if cpus + others else ""]
@@ -106,20 +109,16 @@ def devices(contents: Sequence[dict[str, Any]]) -> str:
     return " ".join(filter(None, told))
 
 
-def revision(provenance: dict[str, Any]) -> str:
-    """A short form of the revision of the source.
-
-    Args:
-        provenance: see :func:`npmerge.results.provenance`.
-    """
-    whole = str(provenance["revision"])
-    return whole.removeprefix("version ").removesuffix("+")[:8] + "+" * whole.endswith("+")
-
-
 def _where(content: dict[str, Any]) -> str:
     source = content["provenance"]
-    threads = source["threads"]
-    return f"{source['device']}, {threads} thread{'s' * (threads != 1)}"
+    device: str = source["device"]
+    if not _is_cpu(content):
+        return device
+    return f"{device}, {source['threads']} thread{'s' * (source['threads'] != 1)}"
+
+
+def _is_cpu(content: dict[str, Any]) -> bool:
+    return torch.device(content["setting"]["device"]).type == "cpu"
 
 
 def _row(row: dict[str, Any]) -> dict[str, str]:

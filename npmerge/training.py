@@ -54,7 +54,7 @@ class Run:
     Attributes:
         model: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
         data: any re-iterable of ``(images, labels)``; one pass is one epoch. Runs that name the same object see the
-            same batches (if they wait for each other, provided that it is a :class:`npmerge.data.Batches`, or one
+            same batches (if they wait for each other, provided that it is a :class:`npmerge.data.batches.Batches`, or one
             that does not shuffle).
         optimizer: holds what is optimised.
     """
@@ -124,7 +124,8 @@ def fit_together(
 ) -> list[list[float] | TrainingError]:
     """Train several models in step, each as :func:`fit` would, up to rounding: one alone leaves a large GPU idle.
 
-    Nothing inside an epoch waits for the device: the losses stay there and are looked at once the epoch is over.
+    Nothing inside an epoch waits for the device: the losses stay there and are looked at once the epoch is over. (The
+    labels of data other than npmerge's own batches are checked step by step, which does wait.)
 
     Args:
         runs: with as many steps an epoch each; on one device.

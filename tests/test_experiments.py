@@ -214,8 +214,16 @@ def test_a_dry_run_goes_through_every_unit_and_keeps_nothing(
 
 
 @pytest.mark.cifar
-def test_the_paper_scale_command_runs_with_one_epoch() -> None:
-    """Its networks, images, batches and methods, on four batches' worth of images instead of a hundred thousand."""
+def test_the_paper_scale_command_runs_with_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its networks, images, methods and grids; batches of 50, so that a CPU is done in a minute."""
+    real = experiments._shortened
+
+    def smaller(config: dict[str, Any]) -> dict[str, Any]:
+        config = json.loads(json.dumps(config))
+        config["setting"]["recipe"]["batch_size"] = config["optimisation"]["batch_size"] = 50
+        return real(config)
+
+    monkeypatch.setattr(experiments, "_shortened", smaller)
     assert run("same_data", profile="paper", seeds=[0], dry_run=True, device="cpu") == []
 
 
