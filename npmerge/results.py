@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from npmerge._version import __version__
 from npmerge.device import device_name, peak_memory
 from npmerge.zoo import config_hash, write_atomically
 
@@ -198,9 +200,10 @@ def provenance(device: torch.device, seconds: float, source: str) -> dict[str, A
         "device": device_name(device) or f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {
+        "versions": {"npmerge": __version__}
+        | {
             name: version(name)
-            for name in ("npmerge", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
+            for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
@@ -209,7 +212,11 @@ def provenance(device: torch.device, seconds: float, source: str) -> dict[str, A
 
 
 def revision() -> str:
-    """The git revision of the source, ``+`` behind it if it was changed; the package's version outside a checkout."""
+    """The git revision of the source, ``+`` behind it if it was changed.
+
+    A copy without git's folder can say what it is a copy of in the environment variable ``NPMERGE_REVISION``; otherwise
+    the package's version has to do.
+    """
     here = Path(__file__).resolve().parent
     try:
         _git(
@@ -218,7 +225,7 @@ def revision() -> str:
         head = _git(here, "rev-parse", "HEAD")
         return head + ("+" if _git(here, "status", "--porcelain", "--", str(here)) else "")
     except (OSError, subprocess.CalledProcessError):
-        return f"version {version('npmerge')}"
+        return os.environ.get("NPMERGE_REVISION") or f"version {__version__}"
 
 
 def _git(folder: Path, *words: str) -> str:

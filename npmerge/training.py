@@ -54,8 +54,8 @@ class Run:
     Attributes:
         model: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
         data: any re-iterable of ``(images, labels)``; one pass is one epoch. Runs that name the same object see the
-            same batches (if they wait for each other, provided that it is a :class:`npmerge.data.batches.Batches`, or one
-            that does not shuffle).
+            same batches. (Runs that wait for each other do so if it is a :class:`npmerge.data.batches.Batches`, or
+            does not shuffle.)
         optimizer: holds what is optimised.
     """
 

@@ -86,7 +86,10 @@ def test_outside_a_checkout_the_revision_is_the_package_s_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("npmerge.results.__file__", str(tmp_path / "results.py"))
+    monkeypatch.delenv("NPMERGE_REVISION", raising=False)
     assert revision() == "version 0.1.0"
+    monkeypatch.setenv("NPMERGE_REVISION", "abc123")  # of what the copy was made
+    assert revision() == "abc123"
 
 
 def test_a_written_unit_is_finished_and_another_is_not(tmp_path: Path) -> None:
