@@ -15,9 +15,10 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
     """Re-estimate the running statistics of every batch norm layer from one pass over ``data``, in place.
 
     Merged weights produce activations of other scale than either parent's (variance collapse), so the parents'
-    statistics do not fit. The statistics are cleared and become the plain average over the batches of the pass. Layers
-    other than batch norm stay in evaluation mode; every module's mode is restored. A model without batch norm is
-    returned untouched, and the data is not read.
+    statistics do not fit. The statistics are cleared and become the plain average over the batches of the pass. (A
+    single image that is left over does not count as a batch: it would weigh as much as one, and may have no variance.)
+    Layers other than batch norm stay in evaluation mode; every module's mode is restored. A model without batch norm
+    is returned untouched, and the data is not read.
 
     Args:
         model: the merged model; changed in place.
@@ -46,8 +47,12 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
             layer.train()
         device = device_of(model)
         with float32(device):
+            whole = False
             for images, _ in stream(data, device):
+                if whole and len(images) == 1:
+                    continue
                 model(channels_last(images))
+                whole = True
     except BaseException:
         for value, old in before:
             value.copy_(old)

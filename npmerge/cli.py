@@ -1,4 +1,4 @@
-"""The command line: ``npmerge run | merge | book | claims | data``."""
+"""The command line: ``npmerge run | status | merge | book | claims | data``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import pandas as pd
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import npmerge
@@ -21,12 +22,14 @@ from npmerge.figures import verdict_table
 from npmerge.merge import AGGREGATE
 from npmerge.merge_command import MergeOptions, merge_checkpoints
 from npmerge.models import MODELS
-from npmerge.paper import verdicts
+from npmerge.paper import CLAIMS, verdicts
 from npmerge.parameters import validated
 from npmerge.results import Results, table
 from npmerge.training import OutOfMemoryError, TrainingError
 
 log = logging.getLogger("npmerge")
+
+EXPERIMENTS = ", ".join([experiments.ALL, *experiments.EXPERIMENTS])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,24 +58,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    for name in options.experiment:  # every name and seed is checked before the first one runs
-        experiments.units(name, options.profile, options.seeds)
-    for name in options.experiment:
-        paths = experiments.run(
-            name,
-            profile=options.profile,
-            seeds=options.seeds,
-            device=options.device,
-            results=options.results,
-            zoo=options.zoo,
-            recompute=options.recompute,
-            deterministic=options.deterministic,
-            at_once=options.at_once,
-            dry_run=options.dry_run,
-            progress=not options.quiet,
-        )
-        for path in paths:
-            sys.stdout.write(f"{path}\n")
+    paths = experiments.run(
+        options.experiment,
+        profile=options.profile,
+        seeds=options.seeds,
+        pattern=options.units,
+        device=options.device,
+        results=options.results,
+        zoo=options.zoo,
+        recompute=options.recompute,
+        deterministic=options.deterministic,
+        at_once=options.at_once,
+        dry_run=options.dry_run,
+        time_budget=options.time_budget,
+        progress=not options.quiet,
+    )
+    for path in paths:
+        sys.stdout.write(f"{path}\n")
+
+
+STATES = ["done", "running", "missing", "stale", "damaged"]
+
+
+def _status(options: argparse.Namespace) -> None:
+    found = experiments.status(
+        options.experiment or experiments.ALL,
+        profile=options.profile,
+        seeds=options.seeds,
+        pattern=options.units,
+        device=options.device,
+        results=options.results,
+        zoo=options.zoo,
+    )
+    rows = {
+        one.experiment: [*(one.units[state] for state in STATES), _duration(one.seconds)]
+        for one in found
+    }
+    shown = pd.DataFrame.from_dict(rows, orient="index", columns=[*STATES, "time left"])
+    sys.stdout.write(shown.to_string() + "\n")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -119,14 +150,21 @@ def _book(options: argparse.Namespace) -> None:
 
 def _claims(options: argparse.Namespace) -> None:
     results = Results(options.results)
-    for name in experiments.EXPERIMENTS:
-        contents = results.read(options.profile, name)
-        if not contents:
-            raise ValueError(
-                f"no records of {name} at {options.profile!r} in {results.folder}: "
-                f"run `npmerge run {name} --profile {options.profile}` first"
-            )
-        found = verdicts(name, table(contents))
+    names = experiments.names(options.experiment or experiments.ALL)
+    contents = {name: results.read(options.profile, name) for name in names}
+    if not any(contents.values()):
+        asked = " ".join(options.experiment) or experiments.ALL
+        raise ValueError(
+            f"no records of {', '.join(names)} at {options.profile!r} in {results.folder}: "
+            f"run `npmerge run {asked} --profile {options.profile}` first"
+        )
+    for name, records in contents.items():
+        if not CLAIMS.get(name):
+            continue
+        if not records:
+            sys.stdout.write(f"{name}: no records\n")
+            continue
+        found = verdicts(name, table(records))
         for column in ("status", "evidence"):
             sys.stdout.write(verdict_table(found, column).to_string() + "\n")
 
@@ -147,8 +185,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run experiments; finished units are kept")
-    run.add_argument("experiment", nargs="+", help=", ".join(experiments.EXPERIMENTS))
+    run.add_argument("experiment", nargs="+", metavar="EXPERIMENT", help=EXPERIMENTS)
     _add_experiment_options(run)
+    _add_units(run)
+    run.add_argument(
+        "--time-budget",
+        type=float,
+        metavar="SECONDS",
+        help="begin nothing that would not end in time; the same command goes on from there",
+    )
     run.add_argument(
         "--deterministic",
         action="store_true",
@@ -167,6 +212,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(command=_run)
 
+    status = commands.add_parser("status", help="count what is done, running and missing")
+    status.add_argument(
+        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{EXPERIMENTS} (default: ALL)"
+    )
+    _add_units(status)
+    _add_places(status)
+    status.set_defaults(command=_status)
+
     _add_merge(commands.add_parser("merge", help="merge two checkpoints into a third"))
 
     book = commands.add_parser("book", help="execute the notebooks and render the book")
@@ -180,6 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     book.set_defaults(command=_book)
 
     claims = commands.add_parser("claims", help="hold the paper's claims against the records")
+    claims.add_argument(
+        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{EXPERIMENTS} (default: ALL)"
+    )
     claims.add_argument(
         "--profile", default="digits", help=f"{', '.join(experiments.PROFILES)} (default: digits)"
     )
@@ -228,7 +284,20 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.set_defaults(command=_merge, stopped="nothing was written")
 
 
+def _add_units(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--units",
+        metavar="PATTERN",
+        help="only these, a shell pattern such as 'disjoint_splits/*dirichlet*' (default: all)",
+    )
+
+
 def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recompute", action="store_true", help="make every record again")
+    _add_places(parser)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="digits", help=f"{', '.join(experiments.PROFILES)} (default: digits)"
     )
@@ -238,7 +307,6 @@ def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
     )
-    parser.add_argument("--recompute", action="store_true", help="make every record again")
     parser.add_argument(
         "--zoo",
         default=os.environ.get("NPMERGE_ZOO", "zoo"),

@@ -124,6 +124,34 @@ def accuracy(model: nn.Module, data: Data, *, topk: Sequence[int] = (1,)) -> dic
     return score(model, data, topk=topk).accuracy
 
 
+@torch.no_grad()
+def class_accuracy(model: nn.Module, data: Data, classes: int) -> Tensor:
+    """Top-1 accuracy on the images of each class, in float32; every module's mode is restored.
+
+    Args:
+        model: maps images ``(N, C, H, W)`` to logits.
+        data: any re-iterable of ``(images, labels)``.
+        classes: how many classes the data has.
+
+    Returns:
+        Percent, ``float64 (classes,)`` on the CPU; NaN for a class without an image.
+    """
+    device = device_of(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    hits, counts = (torch.zeros(classes, device=device) for _ in range(2))
+    try:
+        with float32(device):
+            for images, labels in stream(data, device):
+                right = model(channels_last(images)).argmax(dim=1) == labels
+                hits += torch.bincount(labels[right], minlength=classes)
+                counts += torch.bincount(labels, minlength=classes)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return (100 * hits.double() / counts.double()).cpu()
+
+
 def path(
     a: nn.Module, b: nn.Module, data: Data, *, points: int = 11, reset_data: Data | None = None
 ) -> list[PathPoint]:

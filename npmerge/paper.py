@@ -26,6 +26,9 @@ METHODS = {
     "finetune_tuned_weight_matching": "Finetune-WM, tuned (ours)",
     "np_permute": "NP-P",
     "np_weight_matching": "NP-WM",
+    "merge_many": "MergeMany (ours)",
+    "tournament_permute": "Averaging tournament, P (ours)",
+    "tournament_weight_matching": "Averaging tournament, WM (ours)",
 }
 """The methods in the tables' order, with the paper's labels; "(ours)" marks a control that the paper does not have."""
 
@@ -59,20 +62,34 @@ class Verdict:
 
     Attributes:
         claim: the claim.
-        dataset, model: where it was checked.
+        place: where it was checked, as a reader would say it.
         status: ``"reproduced"`` if every comparison holds in every seed, ``"not reproduced"`` if one fails in every
             seed, ``"inconclusive"`` if seeds disagree or there is only one, ``"not run"`` if a number is missing.
         evidence: the comparison with the smallest margin, in percentage points.
     """
 
     claim: Claim
-    dataset: str
-    model: str
+    place: str
     status: Status
     evidence: str
 
 
+PLACE = ["dataset", "model", "setting", "examples_per_class"]
+"""What tells one column of a table from another."""
+
 _MERGING = ("direct", "permute", "weight_matching", "cca")
+_NP = ("np_permute", "np_weight_matching")
+_FINETUNE = ("finetune_permute", "finetune_weight_matching")
+_TUNED = ("finetune_tuned_permute", "finetune_tuned_weight_matching")
+
+_SPLITS = (
+    Claim("IV-C", "NP-P beats every earlier merging method", ("np_permute",), _MERGING),
+    Claim("IV-C", "NP-WM beats every earlier merging method", ("np_weight_matching",), _MERGING),
+    Claim("IV-C", "NP beats the base models", _NP, ("base_avg",)),
+    Claim("IV-C", "NP beats the ensemble", _NP, ("ensemble",)),
+    Claim("IV-C", "NP beats fine-tuning after the same alignment", _NP, _FINETUNE),
+    Claim("ours", "NP beats fine-tuning with a tuned learning rate", _NP, _TUNED),
+)
 
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "same_data": (
@@ -106,13 +123,50 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             ("np_permute", "np_weight_matching"),
             ("finetune_tuned_permute", "finetune_tuned_weight_matching"),
         ),
-    )
+    ),
+    "disjoint_splits": _SPLITS,
+    "imagenet": _SPLITS,
+    "data_size": (
+        Claim(
+            "IV-D",
+            "NP beats the merged model without optimisation",
+            _NP,
+            ("permute", "weight_matching"),
+        ),
+        Claim("IV-D", "NP beats fine-tuning after the same alignment", _NP, _FINETUNE),
+        Claim("ours", "NP beats fine-tuning with a tuned learning rate", _NP, _TUNED),
+    ),
+    "many_models": (
+        Claim(
+            "IV-E", "NP-P beats Permute and CCA, all to one", ("np_permute",), ("permute", "cca")
+        ),
+        Claim(
+            "IV-E",
+            "NP-WM beats Permute and CCA, all to one",
+            ("np_weight_matching",),
+            ("permute", "cca"),
+        ),
+        Claim(
+            "ours",
+            "NP beats the same tournament with plain averaging",
+            _NP,
+            ("tournament_permute", "tournament_weight_matching"),
+        ),
+        Claim(
+            "ours",
+            "NP-P beats a fine-tuning tournament of equal length",
+            ("np_permute",),
+            ("finetune_permute",),
+        ),
+        Claim("ours", "NP beats MergeMany", _NP, ("merge_many",)),
+    ),
+    "cost": (),
 }
 """Each experiment's claims; the section "ours" marks a check that the paper does not make."""
 
 
 def scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Top-1 accuracies: a row for each (dataset, model, setting, seed), a column for each method.
+    """Top-1 accuracies: a row for each (dataset, model, setting, examples a class, seed), a column for each method.
 
     Args:
         table: from :func:`npmerge.results.table`.
@@ -120,10 +174,9 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Percent; ``half_gap`` is the middle between Permute and the ensemble.
     """
-    top1 = table[table["metric"] == "top1"]
-    wide = top1.pivot_table(
-        index=["dataset", "model", "setting", "seed"], columns="method", values="value"
-    )
+    top1 = table[table["metric"] == "top1"].fillna({"examples_per_class": ""})
+    top1 = top1.astype({"examples_per_class": str})
+    wide = top1.pivot_table(index=[*PLACE, "seed"], columns="method", values="value", sort=False)
     if {"permute", "ensemble"} <= set(wide.columns):
         wide["half_gap"] = (wide["permute"] + wide["ensemble"]) / 2
     return wide
@@ -174,10 +227,26 @@ def verdicts(experiment: str, table: pd.DataFrame) -> list[Verdict]:
     """
     found = scores(table)
     return [
-        Verdict(claim, str(dataset), str(model), *judge(claim, rows))
+        Verdict(claim, place_label(*map(str, place)), *judge(claim, rows))
         for claim in CLAIMS[experiment]
-        for (dataset, model), rows in found.groupby(level=["dataset", "model"], sort=False)
+        for place, rows in found.groupby(level=PLACE, sort=False)
     ]
+
+
+def place_label(dataset: str, model: str, setting: str, examples: object = "") -> str:
+    """How the tables name a column.
+
+    Args:
+        dataset: the data set.
+        model: the network with its width.
+        setting: the split, as in the records.
+        examples: optimisation images a class, if the experiment varies them.
+    """
+    split = {"same": "", "split_80_20": ", 80-20", "dirichlet": ", Dirichlet"}.get(
+        setting, f", {setting}"
+    )
+    known = "" if pd.isna(examples) or examples == "" else f", {examples} a class"  # type: ignore[call-overload]
+    return f"{model}, {dataset}{split}{known}"
 
 
 def label(method: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -9,12 +10,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -24,6 +26,9 @@ from npmerge.device import device_name, peak_memory
 from npmerge.zoo import config_hash, write_atomically
 
 log = logging.getLogger(__name__)
+
+State = Literal["done", "missing", "stale", "damaged"]
+"""What a unit's record file is; stale if it was made under another configuration."""
 
 COLUMNS = [
     "table",
@@ -64,7 +69,12 @@ class Unit:
     @property
     def name(self) -> str:
         """Where the record is, below the results folder and without its ending."""
-        return f"{self.profile}/{self.experiment}/{self.setting}-seed{self.seed}"
+        return f"{self.profile}/{self.label}"
+
+    @property
+    def label(self) -> str:
+        """The name below the profile, e.g. ``"same_data/cifar100-resnet20x1-seed0"``."""
+        return f"{self.experiment}/{self.setting}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -96,17 +106,53 @@ class Results:
 
     def finished(self, unit: Unit) -> bool:
         """Whether the unit has a whole record made under its present configuration; says why if not."""
+        state = self.state(unit)
+        if state == "damaged":
+            log.warning("%s is damaged: making it again", self.path(unit))
+        if state == "stale":
+            log.warning("%s was made under another configuration: making it again", self.path(unit))
+        return state == "done"
+
+    def state(self, unit: Unit) -> State:
+        """What the unit's record file is."""
         path = self.path(unit)
         if not path.exists():
-            return False
+            return "missing"
         content = _read(path)
         if content is None:
-            log.warning("%s is damaged: making it again", path)
-            return False
-        if content["config_hash"] != unit.config_hash:
-            log.warning("%s was made under another configuration: making it again", path)
-            return False
-        return True
+            return "damaged"
+        return "done" if content["config_hash"] == unit.config_hash else "stale"
+
+    @contextlib.contextmanager
+    def running(self, unit: Unit) -> Iterator[None]:
+        """Show others that this process is at work on a unit, by a hidden file beside the record.
+
+        It keeps nobody from doing the same: two processes may run one unit, and the last record stays.
+
+        Args:
+            unit: what is run.
+        """
+        path = self.path(unit)
+        for lock in self._locks(unit):  # of processes that were killed
+            if _since(lock) is None:
+                lock.unlink(missing_ok=True)
+        lock = path.with_name(f".{path.stem}.{platform.node()}-{os.getpid()}.running")
+        content = {"host": platform.node(), "pid": os.getpid(), "start": time.time()}
+        text = json.dumps(content | {"born": _born(os.getpid())}) + "\n"
+        write_atomically(lock, lambda part: part.write_text(text))
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def started(self, unit: Unit) -> float | None:
+        """When the processes that are at work on the unit began (``time.time()``); ``None`` if there are none."""
+        starts = [_since(lock) for lock in self._locks(unit)]
+        return min((start for start in starts if start is not None), default=None)
+
+    def _locks(self, unit: Unit) -> list[Path]:
+        path = self.path(unit)
+        return list(path.parent.glob(f".{path.stem}.*.running"))
 
     def write(self, unit: Unit, outcome: Outcome, provenance: dict[str, Any]) -> Path:
         """Write the unit's record file in one piece.
@@ -146,12 +192,9 @@ class Results:
             FileNotFoundError: a unit asked for has no record.
             ValueError: a record file is damaged.
         """
-        if units is None:
-            paths = sorted((self.folder / profile / experiment).glob("*-seed*.json"))
-        else:
-            paths = [self.path(unit) for unit in units]
+        asked = None if units is None else [self.path(unit) for unit in units]
         found = []
-        for path in paths:
+        for path in self._paths(profile, experiment) if asked is None else asked:
             if not path.exists():
                 raise FileNotFoundError(
                     f"{path} is missing: run `npmerge run {experiment} --profile {profile}`"
@@ -163,6 +206,21 @@ class Results:
                 )
             found.append(content)
         return found
+
+    def whole(self, profile: str, experiment: str) -> Iterator[dict[str, Any]]:
+        """The contents of an experiment's record files but for damaged ones, stale ones included.
+
+        Args:
+            profile: name of the parameter set.
+            experiment: name of the experiment.
+        """
+        for path in self._paths(profile, experiment):
+            content = _read(path)
+            if content is not None:
+                yield content
+
+    def _paths(self, profile: str, experiment: str) -> list[Path]:
+        return sorted((self.folder / profile / experiment).glob("[!.]*-seed*.json"))
 
 
 def table(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -197,7 +255,7 @@ def provenance(device: torch.device, seconds: float, source: str) -> dict[str, A
     peak = _resident_mib() if used is None else used / 2**20
     return {
         "revision": source,
-        "device": device_name(device) or f"CPU ({platform.machine()})",
+        "device": device_label(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {"npmerge": __version__}
@@ -209,6 +267,11 @@ def provenance(device: torch.device, seconds: float, source: str) -> dict[str, A
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(peak) if math.isfinite(peak) else None,
     }
+
+
+def device_label(device: torch.device) -> str:
+    """What records call a kind of device."""
+    return device_name(device) or f"CPU ({platform.machine()})"
 
 
 def revision() -> str:
@@ -256,3 +319,39 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     keys = {"unit", "config", "config_hash", "records", "details", "provenance"}
     return content if isinstance(content, dict) and keys <= content.keys() else None
+
+
+BELIEVED = 24 * 60 * 60.0
+"""Seconds for which another machine's word that a unit is running is believed: its processes cannot be asked."""
+
+
+def _since(lock: Path) -> float | None:
+    """When the process that wrote the file began the unit, or None if it is no more."""
+    try:
+        content = json.loads(lock.read_text())
+        start = float(content["start"])
+        if content["host"] != platform.node():
+            return start if time.time() - start < BELIEVED else None
+        born = _born(content["pid"])
+        return start if born is not None and born == content["born"] else None
+    except (OSError, ValueError, KeyError, TypeError):  # removed in the meantime, or damaged
+        return None
+
+
+def _born(pid: int) -> str | None:
+    """When a process of this machine began, as the kernel says it where it does; None if there is none."""
+    if Path("/proc/self/stat").exists():
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if state[0] == "Z" else state[19]
+    if os.name == "nt":  # where os.kill with signal 0 is no question
+        return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

@@ -424,6 +424,29 @@ def piecewise_linear(epochs: int, warmup_epochs: float) -> Callable[[float], flo
     return multiplier
 
 
+def warmup_cosine(epochs: int, warmup_epochs: float) -> Callable[[float], float]:
+    """ImageNet's schedule: linearly from 0 to 1 over the warm-up, then half a cosine to 0 at the end.
+
+    Args:
+        epochs: passes in all.
+        warmup_epochs: passes until the peak.
+
+    Returns:
+        The multiplier of the peak learning rate, as a function of the epoch.
+
+    Source:
+        The protocol page (the authors' earlier code).
+    """
+
+    def multiplier(epoch: float) -> float:
+        if epoch < warmup_epochs:
+            return epoch / warmup_epochs
+        done = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return multiplier
+
+
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return dict(model.named_parameters()), dict(model.named_buffers())
 

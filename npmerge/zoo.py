@@ -20,10 +20,11 @@ from torch import nn
 from npmerge.checkpoints import save_state
 from npmerge.data.batches import Batches, train_batches
 from npmerge.data.datasets import ImageSet
+from npmerge.data.imagenet import ImageNet200
 from npmerge.data.partition import Partition
 from npmerge.device import models_at_once
 from npmerge.models import build
-from npmerge.training import Run, TrainingError, fit_together, piecewise_linear
+from npmerge.training import Run, TrainingError, fit_together, piecewise_linear, warmup_cosine
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Recipe:
         momentum: of SGD.
         weight_decay: of SGD, on every parameter.
         warmup_epochs: passes until the peak.
+        schedule: how the learning rate falls after it: ``"cosine"``, or by default linearly.
 
     Source:
         The protocol page (the authors' earlier code).
@@ -50,6 +52,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: float = 5
+    schedule: Literal["cosine"] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class BaseModel:
     @property
     def address(self) -> str:
         """File name of the checkpoint."""
-        return f"{self.dataset}-{self.model}x{self.width:g}-seed{self.seed}-{config_hash(asdict(self))}.safetensors"
+        recipe = {name: value for name, value in asdict(self.recipe).items() if value is not None}
+        made_of = config_hash(asdict(self) | {"recipe": recipe})
+        return f"{self.dataset}-{self.model}x{self.width:g}-seed{self.seed}-{made_of}.safetensors"
 
 
 def config_hash(config: object) -> str:
@@ -99,7 +104,7 @@ class Zoo:
     def get(
         self,
         base: BaseModel,
-        data: ImageSet,
+        data: ImageSet | ImageNet200,
         *,
         device: torch.device | str = "cpu",
         progress: str | None = None,
@@ -121,16 +126,13 @@ class Zoo:
     def get_all(
         self,
         bases: Sequence[BaseModel],
-        data: ImageSet,
+        data: ImageSet | ImageNet200,
         *,
         device: torch.device | str = "cpu",
         at_once: int | None = None,
         progress: str | None = None,
     ) -> list[nn.Module]:
-        """Load base models; those that are missing are trained, together where they differ in their seeds only.
-
-        A model is always read back from its file, so that a run that finds it there and the run that trained it work
-        with the same bytes. A damaged checkpoint is named in a warning and made again.
+        """Load base models; see :meth:`loaders`.
 
         Args:
             bases: what each model is a function of.
@@ -145,12 +147,41 @@ class Zoo:
         Raises:
             TrainingError: a model diverged.
         """
+        loaders = self.loaders(bases, data, device=device, at_once=at_once, progress=progress)
+        return [load() for load in loaders]
+
+    def loaders(
+        self,
+        bases: Sequence[BaseModel],
+        data: ImageSet | ImageNet200,
+        *,
+        device: torch.device | str = "cpu",
+        at_once: int | None = None,
+        progress: str | None = None,
+    ) -> list[Callable[[], nn.Module]]:
+        """Make sure of base models: those that are missing are trained, together where they differ in seeds only.
+
+        A model is always read back from its file, so that a run that finds it there and the run that trained it work
+        with the same bytes. A damaged checkpoint is named in a warning and made again.
+
+        Args:
+            bases: what each model is a function of.
+            data: the image set they name.
+            device: where to train them and put them.
+            at_once: models to train at the same time; by default one on a CPU and 16 on CUDA.
+            progress: label of the progress bar; none by default.
+
+        Returns:
+            For each a function that loads it in evaluation mode.
+
+        Raises:
+            TrainingError: a model diverged.
+        """
         where = torch.device(device)
-        found = [self._find(base, data, device) for base in bases]
         missing: dict[object, list[tuple[BaseModel, Batches]]] = {}
         whole: Batches | None = None
-        for base, model in zip(bases, found, strict=True):
-            if model is not None:
+        for base in bases:
+            if self._is_whole(base, data):
                 continue
             if base.partition == "same":  # one copy of the images serves all seeds
                 whole = whole or _batches(base, data, where)
@@ -163,24 +194,22 @@ class Zoo:
         for group in missing.values():
             for start in range(0, len(group), size):
                 self._train(group[start : start + size], data, where, progress)
-        return [
-            self._load(base, data, device) if model is None else model
-            for base, model in zip(bases, found, strict=True)
-        ]
+        return [partial(self._load, base, data, device) for base in bases]
 
-    def _find(
-        self, base: BaseModel, data: ImageSet, device: torch.device | str
-    ) -> nn.Module | None:
+    def _is_whole(self, base: BaseModel, data: ImageSet | ImageNet200) -> bool:
         path = self.folder / base.address
         if not path.exists():
-            return None
+            return False
         try:
-            return self._load(base, data, device)
+            self._load(base, data, "cpu")
         except SafetensorError as error:
             log.warning("%s is damaged (%s): training it again", path, error)
-            return None
+            return False
+        return True
 
-    def _load(self, base: BaseModel, data: ImageSet, device: torch.device | str) -> nn.Module:
+    def _load(
+        self, base: BaseModel, data: ImageSet | ImageNet200, device: torch.device | str
+    ) -> nn.Module:
         model = _build(base, data)
         with safe_open(self.folder / base.address, framework="pt") as file:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
@@ -189,7 +218,7 @@ class Zoo:
     def _train(
         self,
         group: Sequence[tuple[BaseModel, Batches]],
-        data: ImageSet,
+        data: ImageSet | ImageNet200,
         device: torch.device,
         progress: str | None,
     ) -> None:
@@ -205,10 +234,11 @@ class Zoo:
                 fused=True,
             )
             runs.append(Run(model, batches, optimizer))
+        schedule = warmup_cosine if recipe.schedule == "cosine" else piecewise_linear
         histories = fit_together(
             runs,
             epochs=recipe.epochs,
-            schedule=piecewise_linear(recipe.epochs, recipe.warmup_epochs),
+            schedule=schedule(recipe.epochs, recipe.warmup_epochs),
             at_once=len(runs),
             progress=progress,
         )
@@ -240,7 +270,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _build(base: BaseModel, data: ImageSet) -> nn.Module:
+def _build(base: BaseModel, data: ImageSet | ImageNet200) -> nn.Module:
     model = build(
         base.model,
         data.classes,
@@ -252,7 +282,7 @@ def _build(base: BaseModel, data: ImageSet) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def _batches(base: BaseModel, data: ImageSet, device: torch.device) -> Batches:
+def _batches(base: BaseModel, data: ImageSet | ImageNet200, device: torch.device) -> Batches:
     labels = data.train.labels
     indices = None if base.partition == "same" else base.partition.indices(labels)
     size = base.recipe.batch_size

@@ -96,3 +96,14 @@ def test_data_that_is_empty_or_breaks_off_changes_nothing(data: Any) -> None:
         reset_batchnorm(model, data)
     before.assert_still(model)
     assert model[1].momentum == 0.1
+
+
+def test_one_left_over_image_does_not_count_as_a_batch() -> None:
+    whole, more = net().eval(), net().eval()
+    batches = loader(16)
+    extra = [*batches, (100 * torch.ones(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))]
+    reset_batchnorm(whole, batches)
+    reset_batchnorm(more, extra)
+    assert_same_state(more.state_dict(), whole.state_dict())
+    alone = reset_batchnorm(net().eval(), extra[-1:])  # but it is better than nothing
+    assert not torch.equal(alone[1].running_mean, whole[1].running_mean)

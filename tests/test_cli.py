@@ -10,7 +10,7 @@ from tiny import PROFILE
 
 import npmerge
 from npmerge import experiments
-from npmerge.cli import main
+from npmerge.cli import _duration, main
 
 
 def lines(text: str) -> list[str]:
@@ -30,11 +30,14 @@ def test_run_prints_its_record_files_and_claims_hold_them_against_the_paper(
     (path,) = lines(capsys.readouterr().out)
     assert Path(path).is_file()
     assert Path(path).parent == tmp_path / "results" / "tiny" / "same_data"
-    claims = ["claims", "--profile", "tiny", "--results", str(tmp_path / "results")]
+    claims = ["claims", "--profile", "tiny", *folders(tmp_path)[:2]]
     assert main(claims) == 0
     printed = capsys.readouterr().out
     assert "NP beats fine-tuning" in printed
     assert "inconclusive" in printed  # there is one seed
+    assert "data_size: no records" in lines(printed)
+    assert main([*claims, "same_data"]) == 0
+    assert "data_size" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -42,10 +45,17 @@ def test_run_prints_its_record_files_and_claims_hold_them_against_the_paper(
     [
         (["run", "magic"], "unknown experiment 'magic': choose one of same_data"),
         (["run", "same_data", "--profile", "huge"], "unknown profile 'huge': choose one of digits"),
+        (["run", "ALL", "magic"], "unknown experiment 'magic'"),
+        (["run", "ALL", "--units", "x*"], "no unit matches 'x*': there are same_data/digits"),
+        (["run", "ALL", "--time-budget", "0"], "the time budget is 0 seconds: give more than 0"),
+        (["status", "magic"], "unknown experiment 'magic': choose one of same_data"),
+        (["status", "--units", "x*"], "no unit matches 'x*'"),
+        (["claims", "magic"], "unknown experiment 'magic'"),
         (["run", "same_data", "--seeds", "1", "1"], "seed 1 is given twice"),
         (["run", "same_data", "--device", "abacus"], "device 'abacus' is not here"),
         (["data", "mnist"], "unknown data set 'mnist': choose one of digits"),
-        (["claims", "--results", "empty"], "no records of same_data at 'digits'"),
+        (["claims", "--results", "empty"], "no records of same_data, disjoint_splits"),
+        (["claims", "same_data", "--results", "empty"], "no records of same_data at 'digits'"),
         (["book", "--profile", "huge"], "parameter profile is 'huge'"),
         (["book", "--seeds", "1", "1"], "give each once"),
         (["book", "--root", "nowhere"], "nowhere is not the project's folder"),
@@ -77,6 +87,35 @@ def test_absent_data_is_said_in_one_line(
     (line,) = lines(capsys.readouterr().err)
     assert f"npmerge: cifar100 is not in {tmp_path / 'empty'}" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_status_is_a_table_of_the_experiments_and_a_budget_that_is_over_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(experiments, "load_profile", lambda _: PROFILE)
+    where = ["--profile", "tiny", "--seeds", "0", "1", "--device", "cpu", *folders(tmp_path)]
+    assert main(["run", "ALL", *where, "--time-budget", "1e-9", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    known = experiments.EXPERIMENTS
+    words = ["status", "disjoint_splits", "same_data", *where, "--units", "*seed1"]
+    assert main(words) == 0
+    assert [line.split() for line in lines(capsys.readouterr().out)] == [
+        ["done", "running", "missing", "stale", "damaged", "time", "left"],
+        ["disjoint_splits", "0", "0", "2", "0", "0", "unknown"],
+        ["same_data", "0", "0", "1", "0", "0", "unknown"],
+    ]
+    assert main(["status", *where]) == 0
+    names = [line.split()[0] for line in lines(capsys.readouterr().out)]
+    assert names[1:] == [name for name, module in known.items() if module.units(PROFILE, [0])]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "unknown"), (0, "0 s"), (99, "99 s"), (600, "10 min"), (9000, "2.5 h")],
+)
+def test_a_duration_is_said_in_a_fitting_unit(seconds: float | None, text: str) -> None:
+    assert _duration(seconds) == text
 
 
 def test_data_says_what_a_set_holds(capsys: pytest.CaptureFixture[str]) -> None:

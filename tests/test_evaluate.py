@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import npmerge as npm
 from npmerge.aggregate import mean
-from npmerge.evaluate import Ensemble, PathPoint, accuracy, barrier, path, score
+from npmerge.evaluate import Ensemble, PathPoint, accuracy, barrier, class_accuracy, path, score
 
 
 def naive(model: nn.Module, data: list[tuple[Tensor, Tensor]], k: int) -> tuple[float, float]:
@@ -117,3 +117,13 @@ def test_a_barrier_is_the_greatest_height_over_the_line_between_the_ends() -> No
     assert barrier(points) == pytest.approx(1.0)  # 3.5 - 2.5, 3 - 2 and not the 2.5 over the start
     convex = [PathPoint(i / 2, 0.0, loss) for i, loss in enumerate([2.0, 1.0, 2.0])]
     assert barrier(convex) == 0
+
+
+def test_class_accuracies_are_those_of_the_classes_alone() -> None:
+    model, data = net().train(), loader(60, 20)
+    found = class_accuracy(model, data, CLASSES + 1)
+    for label in range(CLASSES):
+        part = [(x[y == label], y[y == label]) for x, y in data]
+        assert found[label] == pytest.approx(accuracy(model, part)[1])
+    assert math.isnan(found[CLASSES])
+    assert model.training

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
 import signal
 import subprocess
 import sys
@@ -20,10 +22,11 @@ from pydantic import ValidationError
 from tiny import PROFILE
 
 from npmerge import experiments
-from npmerge.experiments import PROFILES, load_profile, pick_device, run, units
+from npmerge.data.datasets import DataError
+from npmerge.experiments import EXPERIMENTS, PROFILES, load_profile, pick_device, run, units
 from npmerge.experiments.profile import Profile
 from npmerge.paper import METHODS
-from npmerge.results import COLUMNS, Results
+from npmerge.results import COLUMNS, Outcome, Results, Unit
 from npmerge.zoo import Zoo
 
 SCRIPT = """
@@ -116,7 +119,8 @@ def test_a_record_has_the_paper_s_columns_and_every_method_with_its_loss(
     rows = undisturbed.content()["records"]
     assert all(list(row) == COLUMNS for row in rows)
     found = [(row["method"], row["metric"]) for row in rows]
-    methods = {*METHODS, "base_avg_no_reset"}
+    many = {"merge_many", "tournament_permute", "tournament_weight_matching"}
+    methods = {*METHODS, "base_avg_no_reset"} - many
     assert sorted(found) == sorted((m, k) for m in methods for k in ("top1", "loss"))
     assert all(0 <= row["value"] <= 100 for row in rows if row["metric"] == "top1")
     same = {"table": "I", "dataset": "digits", "model": "vgg11x0.0625", "setting": "same"}
@@ -407,6 +411,8 @@ def test_units_side_by_side_give_the_records_they_give_one_by_one(
         paths = Folders.below(tmp_path / str(cores)).run(seeds=[0, 1])
         found.append([json.loads(path.read_text()) for path in paths])
     alone, beside = found
+    trained = [content["provenance"]["base_models"]["trained"] for content in alone + beside]
+    assert trained == [2, 2, 2, 2]
     assert [content["records"] for content in alone] == [content["records"] for content in beside]
     assert {content["provenance"]["threads"] for content in alone + beside} == {1}
 
@@ -422,3 +428,213 @@ def test_a_unit_that_fails_beside_others_is_an_error_here(
     with pytest.raises(OSError, match="zoo"):
         folders.run(seeds=[0, 1])
     assert not folders.results.exists()
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """Units and base models take no time and give no number; the list is of the units that ran."""
+    ran: list[Unit] = []
+
+    def run(unit: Unit, **_: Any) -> Outcome:
+        ran.append(unit)
+        return Outcome([], {})
+
+    for module in EXPERIMENTS.values():
+        monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(Zoo, "get_all", lambda *_, **__: [])
+    return ran
+
+
+def with_units() -> list[str]:
+    """The experiments that the tiny profile has."""
+    return [name for name in EXPERIMENTS if units(name, "tiny", [0])]
+
+
+def everything(folders: Folders, **options: Any) -> list[Path]:
+    where = {"results": folders.results, "zoo": folders.zoo, "device": "cpu"}
+    return run("ALL", **({"profile": "tiny", "seeds": [0, 1]} | where | options))
+
+
+def test_all_runs_every_experiment_seed_by_seed_and_leaves_nothing_but_records(
+    tmp_path: Path, instant: list[Unit]
+) -> None:
+    folders = Folders.below(tmp_path)
+    paths = everything(folders)
+    assert sorted(paths) == folders.files()
+    assert len(instant) == len(paths) == len(units("ALL", "tiny", [0, 1]))
+    assert [unit.seed for unit in instant] == sorted(unit.seed for unit in instant)
+    first = [unit.experiment for unit in instant if unit.seed == 0]
+    assert list(dict.fromkeys(first)) == with_units()
+    assert everything(folders) == paths
+    assert len(instant) == len(paths)  # nothing ran again
+
+
+def test_several_experiments_run_as_named_and_each_once(
+    tmp_path: Path, instant: list[Unit]
+) -> None:
+    where: dict[str, Any] = {"results": tmp_path / "results", "zoo": tmp_path / "zoo"}
+    where |= {"device": "cpu", "profile": "tiny", "seeds": [0]}
+    names = ["data_size", "same_data", "data_size"]
+    run(names, pattern="*[!5]-seed?", **where)
+    found = [unit.setting for unit in instant if unit.experiment == "data_size"]
+    assert [setting.rpartition("-")[2] for setting in found] == ["all", "1"]
+    run(names, **where)
+    assert [unit.experiment for unit in instant] == ["data_size"] * 2 + ["data_size", "same_data"]
+    with pytest.raises(ValueError, match="no unit matches 'x': there are data_size/"):
+        run(names, pattern="x", **where)
+
+
+def test_absent_data_stop_a_run_before_its_first_unit_unless_nobody_needs_them(
+    tmp_path: Path, instant: list[Unit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPMERGE_DATA", str(tmp_path / "none"))
+    folders = Folders.below(tmp_path)
+    cifar = PROFILE.data_size.settings[0].model_copy(update={"dataset": "cifar100"})
+    section = PROFILE.data_size.model_copy(update={"settings": (cifar,)})
+    profile = PROFILE.model_copy(update={"data_size": section})
+    monkeypatch.setattr(experiments, "load_profile", lambda _: profile)
+    for options in ({}, {"dry_run": True}, {"pattern": "data_size/*"}):
+        with pytest.raises(DataError, match="cifar100 is not in"):
+            everything(folders, **options)
+    assert instant == []
+    assert folders.files() == []
+    everything(folders, pattern="same_data/*")
+    assert len(instant) == 2
+    records = Results(folders.results)
+    for unit in units("data_size", "tiny", [0]):
+        records.write(unit, Outcome([], {}), {})
+    everything(folders, seeds=[0], pattern="data_size/*")  # shows what is there, needs no data
+
+
+def test_a_time_budget_leaves_what_would_not_fit_and_the_same_command_goes_on_from_there(
+    tmp_path: Path, instant: list[Unit], caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = Folders.below(tmp_path)
+    (path,) = folders.run()
+    content = json.loads(path.read_text())
+    content["provenance"]["seconds"] = 1000
+    path.write_text(json.dumps(content))
+    assert folders.run(seeds=[0, 1, 2], time_budget=60) == [path]
+    assert "2 of 2 units are left: they do not fit into the time budget" in caplog.messages
+    assert "the same command goes on from there" in caplog.messages
+    assert len(instant) == 1
+    caplog.clear()
+    assert len(folders.run(seeds=[0, 1, 2], time_budget=2000)) == 3
+    assert len(instant) == 3
+    assert not [message for message in caplog.messages if "left" in message]
+
+
+def test_nothing_begins_once_the_budget_is_over(tmp_path: Path, instant: list[Unit]) -> None:
+    folders = Folders.below(tmp_path)
+    assert folders.run(time_budget=1e-9) == []
+    assert instant == []
+    assert folders.files() == []
+
+
+def test_a_unit_shows_that_it_is_running_while_it_does_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, seen = Folders.below(tmp_path), []
+    (unit,) = units("same_data", "tiny", [0])
+    records = Results(folders.results)
+
+    def fail(unit: Unit, **_: Any) -> Outcome:
+        seen.append(records.started(unit))
+        assert records.read("tiny", "same_data") == []
+        (one,) = experiments.status(
+            "same_data", profile="tiny", seeds=[0, 1], results=folders.results, zoo=folders.zoo
+        )
+        assert one.units == {"running": 1, "missing": 1}
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Zoo, "get_all", lambda *_, **__: [])
+    monkeypatch.setattr(experiments.same_data, "run", fail)
+    with pytest.raises(RuntimeError, match="broken"):
+        folders.run()
+    assert time.time() - 60 < seen[0] <= time.time()
+    assert records.started(unit) is None
+    assert folders.files() == []
+
+
+LOCK = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from tiny import PROFILE
+from npmerge.experiments import EXPERIMENTS
+from npmerge.results import Results
+(unit,) = EXPERIMENTS["same_data"].units(PROFILE, [0])
+with Results(sys.argv[2]).running(unit):
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_unit_whose_process_was_killed_is_not_running_and_the_next_run_clears_up(
+    tmp_path: Path, instant: list[Unit]
+) -> None:
+    folders = Folders.below(tmp_path)
+    (unit,) = units("same_data", "tiny", [0])
+    records = Results(folders.results)
+    command = [sys.executable, "-c", LOCK, str(Path(__file__).parent), str(folders.results)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            assert records.started(unit) is not None
+            folders.run()  # another process may do the same: the sign of the first one stays
+            assert records.started(unit) is not None
+        finally:
+            process.kill()
+    assert records.started(unit) is None
+    lock, record = folders.files()
+    assert (lock.suffix, record) == (".running", folders.record)
+    folders.run(recompute=True)
+    assert folders.files() == [folders.record]
+
+
+@pytest.mark.parametrize(
+    ("changes", "running"),
+    [
+        ({}, True),
+        ({"born": "another process of the same number"}, False),
+        ({"host": "another", "born": "0"}, True),
+        ({"host": "another", "start": 0.0}, False),
+        ({"pid": "damaged"}, False),
+    ],
+)
+def test_a_sign_is_believed_if_its_process_lives_or_may_live(
+    tmp_path: Path, changes: dict[str, Any], running: bool
+) -> None:
+    (unit,) = units("same_data", "tiny", [0])
+    records = Results(tmp_path)
+    with records.running(unit):
+        (lock,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        content = json.loads(lock.read_text())
+        assert (content["host"], content["pid"]) == (platform.node(), os.getpid())
+        lock.write_text(json.dumps(content | changes))
+        assert (records.started(unit) is not None) == running
+        lock.write_text("{")
+        assert records.started(unit) is None
+
+
+def test_status_counts_units_and_says_what_the_rest_takes(
+    tmp_path: Path, instant: list[Unit]
+) -> None:
+    folders = Folders.below(tmp_path)
+    options: dict[str, Any] = {"results": folders.results, "zoo": folders.zoo, "device": "cpu"}
+    options |= {"profile": "tiny", "seeds": [0, 1, 2, 3]}
+    assert [one.experiment for one in experiments.status("ALL", **options)] == with_units()
+    (one,) = experiments.status("same_data", **options)
+    assert (one.units, one.seconds) == ({"missing": 4}, None)
+    damaged, stale, done = folders.run(seeds=[0, 1, 2])
+    for path in (stale, done):
+        content = json.loads(path.read_text())
+        content["provenance"] |= {"seconds": 50, "base_models": {"trained": 2, "seconds": 8}}
+        path.write_text(json.dumps(content))
+    damaged.write_text("{")
+    stale.write_text(stale.read_text().replace('"config_hash": "', '"config_hash": "x'))
+    (one,) = experiments.status("same_data", **options)
+    assert one.units == {"done": 1, "stale": 1, "damaged": 1, "missing": 1}
+    assert one.seconds == 3 * (50 + 2 * 4)
+    (one,) = experiments.status("same_data", pattern="*seed2", **options)
+    assert (one.units, one.seconds) == ({"done": 1}, 0)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision.models
 from torch import nn
 
-from npmerge.models import MODELS, build, resnet20, vgg11
+from npmerge.models import MODELS, build, resnet18, resnet20, vgg11
 
 
 def parameters(model: nn.Module) -> int:
@@ -34,6 +35,49 @@ def test_vgg11_has_the_parameters_counted_by_hand() -> None:
     """
     convolutions = 1_792 + 73_856 + 295_168 + 590_080 + 1_180_160 + 7_079_424
     assert parameters(vgg11(10)) == convolutions + 5_130 == 9_225_610
+
+
+def test_resnet18_is_torchvision_s_down_to_its_names() -> None:
+    """Its state dict goes into torchvision's model and back, the statistics included, and the outputs are equal."""
+    ours, theirs = resnet18(), torchvision.models.resnet18()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    ours(images)  # train mode: other running statistics than a fresh model's
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(images), theirs.eval()(images))
+    fresh = torchvision.models.resnet18()
+    ours.load_state_dict(fresh.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours(images), fresh.eval()(images))
+
+
+def test_resnet18_starts_as_torchvision_s_does() -> None:
+    """Weights have the deviation and the tails of torchvision's, and what is constant there is the same here."""
+    theirs = torchvision.models.resnet18().state_dict()
+    for name, value in resnet18().state_dict().items():
+        other = theirs[name]
+        if value.ndim < 2 and name != "fc.bias":
+            assert torch.equal(value, other), name
+            continue
+        assert float(value.std()) == pytest.approx(float(other.std()), rel=0.1), name
+        tails = [float((w / w.std()).pow(4).mean()) for w in (value, other)]
+        assert tails[0] == pytest.approx(tails[1], rel=0.15), name  # normal: 3, uniform: 1.8
+        if name.startswith("fc"):
+            assert float(value.abs().max()) == pytest.approx(512**-0.5, rel=0.01)
+
+
+def test_the_papers_resnet18_is_four_times_as_wide() -> None:
+    with torch.device("meta"):
+        model = resnet18(1000, 4)
+    assert [model.conv1.out_channels, model.fc.in_features] == [256, 2048]
+    assert model.layer3[0].downsample[0].kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize("size", [8, 32, 64])
+def test_resnet18_takes_small_images_and_other_channels(size: int) -> None:
+    model = build("resnet18", 7, width=0.125, in_channels=1, image_size=size, seed=0)
+    assert model(torch.zeros(2, 1, size, size)).shape == (2, 7)
 
 
 def test_width_multiplies_the_channels() -> None:
@@ -112,12 +156,14 @@ def test_resnet20_starts_kaiming_normal_and_vgg11_xavier_uniform_with_zero_biase
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet18", {}, "unknown model 'resnet18': choose one of vgg11, resnet20"),
+        ("resnet34", {}, "unknown model 'resnet34': choose one of vgg11, resnet20, resnet18"),
         ("resnet20", {"width": 0}, "width is 0: it must be positive"),
         ("vgg11", {"width": -1.0}, "width is -1.0: it must be positive"),
         ("vgg11", {"image_size": 12}, "vgg11 takes images of 2, 4, 8, 16 or 32 pixels, not 12"),
         ("vgg11", {"image_size": 1}, "vgg11 needs images of at least 2 pixels, not 1"),
         ("resnet20", {"image_size": 2}, "resnet20 needs images of at least 4 pixels, not 2"),
+        ("resnet18", {"image_size": 4}, "resnet18 needs images of at least 8 pixels, not 4"),
+        ("resnet18", {"width": 0}, "width is 0: it must be positive"),
     ],
 )
 def test_a_model_that_there_is_not_is_refused(

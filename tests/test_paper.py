@@ -49,11 +49,11 @@ def test_the_paper_has_90_numbers_with_known_methods() -> None:
 
 def test_numbers_read_off_the_paper_s_tables() -> None:
     wide = paper_scores()
-    row = wide.loc[("cifar100", "resnet20x1", "same", "mean")]
+    row = wide.loc[("cifar100", "resnet20x1", "same", "", "mean")]
     assert row["np_permute"] == 62.88
     assert row["half_gap"] == pytest.approx((28.76 + 73.51) / 2)
-    assert wide.loc[("cifar10", "vgg11x1", "same", "mean"), "permute"] == 54.39
-    assert wide.loc[("imagenet200", "resnet18x4", "dirichlet", "mean"), "ensemble"] == 75.96
+    assert wide.loc[("cifar10", "vgg11x1", "same", "", "mean"), "permute"] == 54.39
+    assert wide.loc[("imagenet200", "resnet18x4", "dirichlet", "", "mean"), "ensemble"] == 75.96
 
 
 def test_every_claim_compares_methods_that_there_are() -> None:
@@ -115,9 +115,25 @@ def test_verdicts_come_for_every_claim_and_setting() -> None:
     both = pd.concat([records(values), records(values, "cifar10")])
     found_verdicts = verdicts("same_data", both)
     assert len(found_verdicts) == 2 * len(CLAIMS["same_data"])
-    assert {v.dataset for v in found_verdicts} == {"digits", "cifar10"}
+    assert {v.place for v in found_verdicts} == {"vgg11x1, digits", "vgg11x1, cifar10"}
     assert found_verdicts[0].status == "reproduced"
     assert verdicts("same_data", records({"direct": [1.0, 2.0]}))[0].status == "not run"
+
+
+def test_splits_and_numbers_of_examples_are_places_of_their_own() -> None:
+    low, high = ([1.0, 2.0], [3.0, 4.0])
+    rows = pd.concat(
+        records({m: high if m.startswith("np") else low for m in METHODS}).assign(
+            setting="dirichlet", examples_per_class=examples
+        )
+        for examples in ("all", 5)
+    )
+    found_verdicts = verdicts("data_size", rows)
+    assert {v.place for v in found_verdicts} == {
+        "vgg11x1, digits, Dirichlet, all a class",
+        "vgg11x1, digits, Dirichlet, 5 a class",
+    }
+    assert {v.status for v in found_verdicts} == {"reproduced"}
 
 
 def test_scores_take_top_1_only_and_put_methods_side_by_side() -> None:

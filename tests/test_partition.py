@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from npmerge.data.partition import dirichlet, holdout, per_class, same, split_80_20
+from npmerge.data.partition import Partition, dirichlet, holdout, per_class, same, split_80_20
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -114,3 +115,21 @@ def test_held_out_images_are_a_part_of_every_class_at_least_one() -> None:
 def test_a_held_out_fraction_lies_between_0_and_1(fraction: float) -> None:
     with pytest.raises(ValueError, match=f"fraction is {fraction}"):
         holdout(torch.zeros(10).long(), fraction, seed=0)
+
+
+def test_a_part_is_held_out_even_where_a_class_has_one_image_only() -> None:
+    labels = torch.arange(100)
+    kept, aside = holdout(labels, 0.1, seed=0)
+    assert len(aside) == 10
+    assert torch.cat([kept, aside]).sort().values.tolist() == list(range(100))
+
+
+@pytest.mark.parametrize("split", ["80-20", "dirichlet"])
+def test_a_partition_is_a_share_of_its_split(split: Any) -> None:
+    labels = torch.arange(400) % 10
+    shares = [Partition(split, part, 2, seed=3).indices(labels) for part in range(2)]
+    assert torch.cat(shares).sort().values.tolist() == list(range(400))
+    whole = dirichlet(labels, seed=3) if split == "dirichlet" else split_80_20(labels, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(shares, whole, strict=True))
+    with pytest.raises(ValueError, match="no split '80-20' for 3 models"):
+        Partition("80-20", 0, 3, seed=0).indices(labels)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tiny import Snapshot, marked
 from torch import Tensor, fx, nn
 
-from npmerge.models import resnet20, vgg11
+from npmerge.models import resnet18, resnet20, vgg11
 from npmerge.symmetry import Group, SymmetryError, check_same_architecture, symmetry, trace
 
 
@@ -93,6 +93,17 @@ def test_resnet20_has_twelve_groups_measured_after_the_relu() -> None:
     assert ends == [f"stages.{stage}.2.relu" for stage in range(3)]
     assert all(nodes[g.node].args[0].name.startswith("add") for g in streams)
     assert_permutable(model, images(size=16), groups)
+
+
+def test_resnet18_has_torchvision_s_twelve_groups_measured_after_the_relu() -> None:
+    model, x = randomised(resnet18(4, 0.125)), images(size=64)
+    groups = symmetry(model, x)
+    assert [group.size for group in groups] == [8] * 3 + [16] * 3 + [32] * 3 + [64] * 3
+    nodes = {node.name: node for node in trace(model).graph.nodes}
+    assert all(nodes[group.node].target.endswith("relu") for group in groups)
+    ends = [str(nodes[group.node].target) for group in groups if len(group.slots) > 6]
+    assert ends == [f"layer{stage}.1.relu" for stage in range(1, 5)]
+    assert_permutable(model, x, groups)
 
 
 def test_vgg11_has_eight_groups_measured_between_relu_and_pooling() -> None:

@@ -14,33 +14,55 @@ CLASSES = 4
 
 torch.set_num_threads(1)  # tensors are too small to share out
 
+SETTING = {
+    "dataset": "digits",
+    "image_size": 4,
+    "model": "vgg11",
+    "width": 0.0625,
+    "recipe": {"epochs": 1, "batch_size": 200, "lr": 0.05, "warmup_epochs": 0.5},
+    "beside": ["cifar10", "vgg11x1"],
+}
+OPTIMISATION = {
+    "epochs": 1,
+    "batch_size": 200,
+    "tuned_lrs": [1e-3],
+    "tuned_epochs": 1,
+    "ridges": [0.1],
+    "path_points": 2,
+}
+DIRICHLET = SETTING | {
+    "model": "resnet20",
+    "width": 0.125,
+    "beside": ["cifar100", "resnet20x8"],
+    "split": "dirichlet",
+}
 PROFILE = Profile.model_validate(
     {
         "name": "tiny",
         "title": "a unit in seconds",
-        "same_data": {
-            "settings": [
-                {
-                    "dataset": "digits",
-                    "image_size": 4,
-                    "model": "vgg11",
-                    "width": 0.0625,
-                    "recipe": {"epochs": 1, "batch_size": 200, "lr": 0.05, "warmup_epochs": 0.5},
-                    "beside": ["cifar10", "vgg11x1"],
-                }
-            ],
-            "optimisation": {
-                "epochs": 1,
-                "batch_size": 200,
-                "tuned_lrs": [1e-3],
-                "tuned_epochs": 1,
-                "ridges": [0.1],
-                "path_points": 2,
-            },
+        "same_data": {"settings": [SETTING], "optimisation": OPTIMISATION},
+        "disjoint_splits": {
+            "settings": [DIRICHLET | {"split": "80-20"}, DIRICHLET],
+            "optimisation": OPTIMISATION,
+        },
+        "data_size": {
+            "settings": [DIRICHLET],
+            "optimisation": OPTIMISATION,
+            "examples_per_class": ["all", 5, 1],
+        },
+        "many_models": {
+            "settings": [{k: v for k, v in DIRICHLET.items() if k != "split"}, DIRICHLET],
+            "optimisation": OPTIMISATION,
+            "counts": [2, 3],
+        },
+        "cost": {
+            "settings": [DIRICHLET | {"split": None}],
+            "optimisation": OPTIMISATION,
+            "counts": [2],
         },
     }
 )
-"""One setting on 4x4 digits, one epoch each."""
+"""4x4 digits, one epoch each."""
 
 
 def images(count: int = 24, *, channels: int = 3, size: int = 8, seed: int = 0) -> Images:

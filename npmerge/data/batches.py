@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from npmerge.data.datasets import Images, ImageSet
+
+if TYPE_CHECKING:
+    from npmerge.data.imagenet import ImageNet200  # which makes Batches
 
 Data = Iterable[tuple[Tensor, Tensor]]
 """Any re-iterable of ``(images (N, C, H, W), labels (N,))`` batches; a ``DataLoader`` is one."""
@@ -126,7 +130,7 @@ class Batches:
 
 
 def train_batches(
-    data: ImageSet,
+    data: ImageSet | ImageNet200,
     batch_size: int,
     *,
     device: torch.device | str = "cpu",
@@ -142,6 +146,8 @@ def train_batches(
         indices: which training images to use; all by default.
         seed: of the order and the augmentation.
     """
+    if not isinstance(data, ImageSet):
+        return data.train_batches(batch_size, device=device, indices=indices, seed=seed)
     count = len(data.train.labels) if indices is None else len(indices)
     return Batches(
         data.train, batch_size, mean=data.mean, std=data.std, device=device, indices=indices,
@@ -150,7 +156,7 @@ def train_batches(
 
 
 def plain_batches(
-    data: ImageSet,
+    data: ImageSet | ImageNet200,
     split: str,
     batch_size: int,
     *,
@@ -166,6 +172,8 @@ def plain_batches(
         device: where the batches are made.
         indices: which images of the split to use; all by default.
     """
+    if not isinstance(data, ImageSet):
+        return data.plain_batches(split, batch_size, device=device, indices=indices)
     images = {"train": data.train, "test": data.test}[split]
     return Batches(images, batch_size, mean=data.mean, std=data.std, device=device, indices=indices)
 

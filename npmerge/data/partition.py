@@ -136,8 +136,11 @@ def per_class(labels: Tensor, count: int, *, seed: int) -> Tensor:
 def holdout(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
     """Set a stratified part of the training images aside for choosing hyper-parameters.
 
+    Where that would leave a class without an image (with one image a class, say), the part is drawn from all images
+    without regard to their classes.
+
     Args:
-        labels: ``int64 (N,)``.
+        labels: ``int64 (N,)``, at least two.
         fraction: of every class, in (0, 1), that is set aside; at least one image.
         seed: of the draw within each class.
 
@@ -154,6 +157,10 @@ def holdout(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tens
     for label in range(int(labels.max()) + 1):
         rows = _shuffled(labels, label, generator)
         cut = max(1, round(len(rows) * fraction))
+        if 0 < len(rows) <= cut:
+            rows = torch.randperm(len(labels), generator=generator)
+            cut = max(1, round(len(rows) * fraction))
+            return rows[cut:].sort().values, rows[:cut].sort().values
         aside.append(rows[:cut])
         kept.append(rows[cut:])
     return torch.cat(kept).sort().values, torch.cat(aside).sort().values

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from npmerge.data import ImageSet, load
+from npmerge.data import ImageNet200, ImageSet, load
 
 NAMES = ("digits", "lite", "paper")
 
@@ -28,6 +28,7 @@ class RecipeValues(Model):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: float = Field(5, gt=0)
+    schedule: Literal["cosine"] | None = None
 
 
 class Setting(Model):
@@ -35,15 +36,17 @@ class Setting(Model):
 
     Attributes:
         beside: data set and model of the paper's column that the setting is shown beside.
+        split: how the training images are shared out among the models; by default each sees all of them.
         images: cut the data to so many images, for a dry run; all by default.
     """
 
-    dataset: Literal["digits", "cifar10", "cifar100"]
+    dataset: Literal["digits", "cifar10", "cifar100", "imagenet200"]
     image_size: int
-    model: Literal["vgg11", "resnet20"]
+    model: Literal["vgg11", "resnet20", "resnet18"]
     width: float
     recipe: RecipeValues
     beside: tuple[str, str]
+    split: Literal["80-20", "dirichlet"] | None = None
     images: int | None = None
 
     @property
@@ -54,11 +57,25 @@ class Setting(Model):
     @property
     def name(self) -> str:
         """In file names, e.g. ``"cifar100-resnet20x8"``."""
-        return f"{self.dataset}-{self.model_name}"
+        return "-".join(filter(None, (self.dataset, self.model_name, self.split)))
 
-    def load(self) -> ImageSet:
+    @property
+    def column(self) -> str:
+        """The split's name in the paper's tables."""
+        return {"80-20": "split_80_20", "dirichlet": "dirichlet"}.get(self.split or "", "same")
+
+    @property
+    def topk(self) -> tuple[int, ...]:
+        """The accuracies that the paper's table has."""
+        return (1, 5) if self.dataset == "imagenet200" else (1,)
+
+    def load(self) -> ImageSet | ImageNet200:
         """Load the data set."""
-        data = load(self.dataset, image_size=self.image_size)
+        data: ImageSet | ImageNet200
+        if self.dataset == "imagenet200":
+            data = ImageNet200(image_size=self.image_size)
+        else:
+            data = load(self.dataset, image_size=self.image_size)
         return data if self.images is None else data.first(self.images)
 
 
@@ -93,6 +110,44 @@ class SameData(Model):
     optimisation: Optimisation
 
 
+class DisjointSplits(SameData):
+    """Section IV-C; every setting has a split."""
+
+
+class ImageNet(SameData):
+    """Section IV-C, Table III; only where a profile has it."""
+
+
+class DataSize(SameData):
+    """Section IV-D.
+
+    Attributes:
+        examples_per_class: how many optimisation images a class; ``"all"`` for the whole training set.
+    """
+
+    examples_per_class: tuple[int | Literal["all"], ...]
+
+
+class Cost(SameData):
+    """Section IV-F; the settings differ in their width.
+
+    Attributes:
+        counts: how many models are merged in tournaments, in the narrowest setting; each at least 2.
+    """
+
+    counts: tuple[Annotated[int, Field(ge=2)], ...]
+
+
+class ManyModels(SameData):
+    """Section IV-E.
+
+    Attributes:
+        counts: how many models to merge into one.
+    """
+
+    counts: tuple[int, ...]
+
+
 class Profile(Model):
     """A named set of parameters for every experiment.
 
@@ -101,13 +156,19 @@ class Profile(Model):
         title: what a reader is told it is.
         threads: CPU threads of a unit, fixed where the numbers should not depend on how many cores there are; all by
             default.
-        same_data: parameters of the experiment of that name.
+        same_data, disjoint_splits, imagenet, data_size, many_models, cost: parameters of the experiments of those
+            names.
     """
 
     name: str
     title: str
     threads: int | None = Field(None, gt=0)
     same_data: SameData
+    disjoint_splits: DisjointSplits
+    imagenet: ImageNet | None = None
+    data_size: DataSize
+    many_models: ManyModels
+    cost: Cost
 
 
 def load_profile(name: str) -> Profile:
