@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -320,7 +319,6 @@ def _merged(
     load_b: Load,
     pairing: Pairing,
 ) -> nn.Module:
-    gc.collect()  # what torch.fx has traced, copies of models, refers to itself and would stay a while
     a, b = load_a(), load_b()
     check_same_architecture(a, b)
     return merge(a, b, pairing)
@@ -329,7 +327,6 @@ def _merged(
 def _aligned(
     align: Callable[[nn.Module, nn.Module], Alignment], target: nn.Module, load: Load
 ) -> nn.Module:
-    gc.collect()  # as above
     model = load()
     check_same_architecture(target, model)
     return align(target, model).apply(model)

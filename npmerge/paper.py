@@ -245,8 +245,8 @@ def place_label(dataset: str, model: str, setting: str, examples: object = "") -
     split = {"same": "", "split_80_20": ", 80-20", "dirichlet": ", Dirichlet"}.get(
         setting, f", {setting}"
     )
-    known = "" if pd.isna(examples) or examples == "" else f", {examples} a class"  # type: ignore[call-overload]
-    return f"{model}, {dataset}{split}{known}"
+    known = {"all": ", all images"} | dict.fromkeys(("", "nan", "None"), "")
+    return f"{model}, {dataset}{split}{known.get(str(examples), f', {examples} a class')}"
 
 
 def label(method: str) -> str:

@@ -130,7 +130,7 @@ def test_splits_and_numbers_of_examples_are_places_of_their_own() -> None:
     )
     found_verdicts = verdicts("data_size", rows)
     assert {v.place for v in found_verdicts} == {
-        "vgg11x1, digits, Dirichlet, all a class",
+        "vgg11x1, digits, Dirichlet, all images",
         "vgg11x1, digits, Dirichlet, 5 a class",
     }
     assert {v.status for v in found_verdicts} == {"reproduced"}

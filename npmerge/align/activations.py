@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +80,12 @@ def covariances(
                 groups = symmetry(a, images) if groups is None else groups
                 models = [_tapped(model, groups).to(reference.device) for model in (a, b)]
                 accumulators = [_Accumulator() for _ in groups]
-            # On a CPU few images at a time: all activations at once would not stay in the cache.
-            for part in torch.split(batch, 32 if batch.device.type == "cpu" else len(batch)):
+            for part in torch.split(batch, _at_a_time(batch)):
                 x, y = ([*model(part)] for model in models)
                 while x:  # from the last group to the first, each freed once it is used
                     accumulators[len(x) - 1].add(x.pop(), y.pop(), variances_only)
+    for model in models:
+        _release(model.modules())
     return Covariances(
         tuple(groups or ()),
         tuple(s.xx for s in accumulators),
@@ -108,6 +109,20 @@ def activations(model: nn.Module, images: Tensor, groups: Sequence[Group]) -> tu
     """
     found: tuple[Tensor, ...] = _tapped(model, groups).to(images.device)(images)
     return found
+
+
+def _at_a_time(batch: Tensor) -> int:
+    """On a CPU few images at a time, 32 of CIFAR's size: all activations at once would not stay in the cache."""
+    if batch.device.type != "cpu":
+        return len(batch)
+    return max(32, 2**15 // max(1, batch[0, 0].numel())) if len(batch) else 1
+
+
+def _release(modules: Iterable[nn.Module]) -> None:
+    """Give up the tensors of a traced copy: it refers to itself, and would keep them until the garbage collection."""
+    for module in modules:
+        module._parameters.clear()
+        module._buffers.clear()
 
 
 class _Accumulator:
@@ -204,7 +219,9 @@ def _tapped(model: nn.Module, groups: Sequence[Group]) -> fx.GraphModule:
             break
         graph.erase_node(node)
     graph.output(tuple(taps))
+    every = set(traced.modules())
     traced.delete_all_unused_submodules()
+    _release(every - set(traced.modules()))
     traced.recompile()
     return traced
 

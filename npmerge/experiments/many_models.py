@@ -45,7 +45,7 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
             suffix=f"-{count}models", models=count,
         )
         for setting in section.settings
-        for seed in seeds
+        for seed in seeds[: section.seeds]
         for count in section.counts
     ]  # fmt: skip
 

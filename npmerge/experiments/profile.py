@@ -143,9 +143,11 @@ class ManyModels(SameData):
 
     Attributes:
         counts: how many models to merge into one.
+        seeds: take at most so many of the seeds given.
     """
 
     counts: tuple[int, ...]
+    seeds: int | None = Field(None, gt=0)
 
 
 class Profile(Model):
