@@ -18,7 +18,6 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def pick_device(name: str) -> torch.device:
@@ -173,7 +172,9 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
     return results
 
 
-def compiled(function: Function, example: Callable[[], Sequence[Any]]) -> Function:
+def compiled(
+    function: Callable[..., Tensor], example: Callable[[], Sequence[Any]]
+) -> Callable[..., Tensor]:
     """``torch.compile`` a differentiable function, once it has been seen to work here.
 
     Args:

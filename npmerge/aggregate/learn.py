@@ -11,7 +11,7 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Learning(Protocol[Result_co]):
-    """A merged model that is about to be learned, such as :class:`npmerge.aggregate.LearnAlpha`."""
+    """A merged model that is about to be learned, such as :class:`npmerge.aggregate.np_merge.LearnAlpha`."""
 
     @property
     def run(self) -> Run:

@@ -46,7 +46,7 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
         )
         for setting in section.settings
         for seed in seeds[: section.seeds]
-        for count in section.counts
+        for count in sorted(section.counts, reverse=True)  # side by side, the longest should begin first
     ]  # fmt: skip
 
 
