@@ -110,7 +110,9 @@ def test_jupyter_book_stays_at_the_line_that_reads_config_yml() -> None:
 
 def test_version_and_title_are_those_of_the_package() -> None:
     assert PROJECT["dynamic"] == ["version"]  # from npmerge/_version.py
-    assert read_yaml("CITATION.cff")["version"] == npmerge.__version__ == metadata.version("npmerge")
+    assert (
+        read_yaml("CITATION.cff")["version"] == npmerge.__version__ == metadata.version("npmerge")
+    )
     assert f"## [{npmerge.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
