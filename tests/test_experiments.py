@@ -219,12 +219,12 @@ def test_a_dry_run_goes_through_every_unit_and_keeps_nothing(
 
 @pytest.mark.cifar
 def test_the_paper_scale_command_runs_with_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its networks, images, methods and grids; batches of 50, so that a CPU is done in a minute."""
+    """Its networks, images, methods and grids; batches of 20, so that a CPU is done in a minute."""
     real = experiments._shortened
 
     def smaller(config: dict[str, Any]) -> dict[str, Any]:
         config = json.loads(json.dumps(config))
-        config["setting"]["recipe"]["batch_size"] = config["optimisation"]["batch_size"] = 50
+        config["setting"]["recipe"]["batch_size"] = config["optimisation"]["batch_size"] = 20
         return real(config)
 
     monkeypatch.setattr(experiments, "_shortened", smaller)
