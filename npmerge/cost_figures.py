@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from npmerge.experiments.cost import AVERAGE, FINETUNE, NP
-from npmerge.figures import COLORS, family
+from npmerge.figures import COLORS, family, signed
 from npmerge.paper import label
 from npmerge.results import table
 
@@ -151,8 +151,8 @@ def bought_table(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
             texts = {"average, %": f"{here['top1'].iloc[0]:.1f}"}
             for epoch in dict.fromkeys((1, len(here) - 1)):
                 after = f"after {epoch} epoch{'s' * (epoch > 1)}"
-                texts[f"points {after}"] = _signed(gained[epoch])
-                texts[f"points/s {after}"] = _signed(gained[epoch] / spent[epoch])
+                texts[f"points {after}"] = signed(gained[epoch])
+                texts[f"points/s {after}"] = signed(gained[epoch] / spent[epoch])
             rows[model, label(method)] = texts
     result = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     return result.rename_axis(index=["network", "method"])
@@ -323,7 +323,3 @@ def _span(values: pd.Series, form: str) -> str:
         format(value, form).replace("-", "\N{MINUS SIGN}") for value in (values.min(), values.max())
     ]
     return " to ".join(dict.fromkeys(ends))
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from npmerge.evaluate import PathPoint
-from npmerge.paper import METHODS, PLACE, Verdict, label, numbers, place_label, scores
+from npmerge.paper import METHODS, PLACE, Verdict, label, numbers, place_label
 
 COLORS = {
     "earlier": "#4C78A8",
@@ -25,10 +25,8 @@ COLORS = {
 }
 """One colour a family of methods and a base model; distinguishable without red-green vision and on both themes' cards.
 """
-TRAINING_IMAGES = {"digits": 130, "cifar10": 5000, "cifar100": 500}
-"""Training images a class, rounded."""
-FEW_CLASSES = 20
-"""Up to so many classes are drawn one by one."""
+NOTHING = "\N{EN DASH}"
+"""What a table says where there is no number."""
 
 
 def style() -> None:
@@ -89,24 +87,24 @@ def beside_paper(contents: Sequence[dict[str, Any]], table: pd.DataFrame) -> pd.
     """
     ours, paper = summary(table), summary_of_paper()
     columns = {}
-    for place in _places(ours):
+    for place in places(ours):
         dataset, model, setting, examples = place
         config = next(
             c["config"]["setting"]
             for c in contents
             if [c["records"][0][key] for key in PLACE[:3]] == [dataset, model, setting]
         )
-        here = _at(ours, place)
+        here = at(ours, place)
         their_data, their_model = config["beside"]
         same_table = table.loc[table["dataset"] == dataset, "table"].iloc[0]
-        there = _at(
+        there = at(
             paper[paper["table"] == same_table], (their_data, their_model, setting, examples)
         )
         columns[f"{place_label(*place)} (ours)"] = here
         columns[f"{place_label(their_data, their_model, setting, examples)} (paper)"] = there
     found = {method for rows in columns.values() for method in rows.index}
     methods = [method for method in METHODS if method in found]
-    cells = {name: [_mean_std(rows, m) for m in methods] for name, rows in columns.items()}
+    cells = {name: [mean_std(rows, m) for m in methods] for name, rows in columns.items()}
     return pd.DataFrame(cells, index=[label(m) for m in methods])
 
 
@@ -116,12 +114,22 @@ def summary_of_paper() -> pd.DataFrame:
     return rows[rows["metric"] == "top1"].fillna({"examples_per_class": ""})
 
 
-def _places(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+def places(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The columns of a table that rows of :func:`summary` make, in their order.
+
+    Args:
+        rows: from :func:`summary`.
+    """
     return list(dict.fromkeys(rows[PLACE].itertuples(index=False, name=None)))
 
 
-def _at(rows: pd.DataFrame, place: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of one column of a table, by method."""
+def at(rows: pd.DataFrame, place: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of one column of a table, by method.
+
+    Args:
+        rows: from :func:`summary`.
+        place: from :func:`places`.
+    """
     here = (rows[PLACE].astype(str) == list(place)).all(axis=1)
     return rows[here].set_index("method")
 
@@ -209,19 +217,19 @@ def plot_methods(table: pd.DataFrame, title: str = "") -> Figure:
         title: above the panels.
     """
     ours = summary(table)
-    places = _places(ours)
+    shown = places(ours)
     figure, axes = plt.subplots(
-        len(places),
+        len(shown),
         1,
-        figsize=(6.4, 0.6 + 3.2 * len(places)),
+        figsize=(6.4, 0.6 + 3.2 * len(shown)),
         sharex=True,
         squeeze=False,
         layout="constrained",
     )
     methods = [m for m in METHODS if m not in ("base_avg", "ensemble") and m in set(ours["method"])]
     top1 = table[table["metric"] == "top1"].fillna({"examples_per_class": ""})
-    for axis, place in zip(axes[:, 0], places, strict=True):
-        here, seeds = _at(ours, place), _at(top1, place)["value"]
+    for axis, place in zip(axes[:, 0], shown, strict=True):
+        here, seeds = at(ours, place), at(top1, place)["value"]
         for row, method in enumerate(methods):
             colour, mean = COLORS[family(method)], here.loc[method, "mean"]
             values = seeds.loc[[method]].to_numpy(float)
@@ -338,340 +346,47 @@ def plot_neuron_pair(images: Tensor, first: Tensor, second: Tensor, correlation:
     return figure
 
 
-def base_models_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The base models' accuracy with the batch norm statistics of their training, and with those of all images.
+def legend_below(figure: Figure, axis: Axes, *, ncols: int = 3, title: str | None = None) -> None:
+    """Put an axis' legend below the whole figure.
 
     Args:
-        table: from :func:`npmerge.results.table`, with the methods ``base_avg_no_reset`` and ``base_avg``.
-
-    Returns:
-        A row a setting: both as mean ± std, and the gain from one to the other with the smallest and the largest of a
-        seed, in percentage points.
+        figure: to draw in.
+        axis: that has the legend's lines.
+        ncols: columns of the legend.
+        title: of the legend.
     """
-    found = scores(table)
-    rows = {}
-    for place, here in found.groupby(level=PLACE, sort=False):
-        gain = here["base_avg"] - here["base_avg_no_reset"]
-        spread = f" ({_signed(gain.min())} to {_signed(gain.max())})" if len(gain) > 1 else ""
-        rows[place_label(*map(str, place))] = {
-            "as trained": _plus_minus(*here["base_avg_no_reset"].agg(["mean", "std"])),
-            "batch norm reset on all training images": _plus_minus(
-                *here["base_avg"].agg(["mean", "std"])
-            ),
-            "gain": f"{_signed(gain.mean())}{spread}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def plot_split(
-    seen: Mapping[str, Tensor | Sequence[Sequence[int]]], models: Sequence[str] = "AB"
-) -> Figure:
-    """Which model saw how much of which class, in one panel a split.
-
-    Up to :data:`FEW_CLASSES` classes are bars, in images. More are an area, in percent, with the classes in the order
-    of the first model's share.
-
-    Args:
-        seen: images ``(models, classes)`` by the panel's title.
-        models: names of the models; one letter each will do.
-    """
-    panels = {title: np.asarray(counts, float) for title, counts in seen.items()}
-    few = all(counts.shape[1] <= FEW_CLASSES for counts in panels.values())
-    height = sum(1 + 0.19 * counts.shape[1] if few else 2.2 for counts in panels.values())
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(6.4, 0.5 + height), squeeze=False, layout="constrained"
-    )
-    for axis, (title, counts) in zip(axes[:, 0], panels.items(), strict=True):
-        colours = [COLORS[name] for name in models]
-        classes = np.arange(counts.shape[1])
-        if few:
-            ends = counts.cumsum(axis=0)
-            for name, width, end, colour in zip(models, counts, ends, colours, strict=True):
-                axis.barh(classes, width, left=end - width, color=colour, label=name)
-            axis.set_yticks(classes)
-            axis.invert_yaxis()
-            axis.set(xlabel="training images", ylabel="class", xlim=(0, ends[-1].max()))
-            axis.grid(visible=False, axis="y")
-        else:
-            shares = 100 * counts / counts.sum(axis=0)
-            shares = shares[:, np.argsort(-shares[0], kind="stable")]
-            edges, steps = np.append(classes, len(classes)), shares[:, [*classes, -1]]
-            axis.stackplot(edges, steps, step="post", colors=colours, labels=models, lw=0)
-            axis.set(xlabel="classes, those of which A saw most first", ylabel="images (%)")
-            axis.set(xlim=(0, len(classes)), ylim=(0, 100))
-            axis.grid(visible=False)
-        axis.set_title(title, fontsize=11)
-    _legend_below(figure, axes[0][0], title="seen by")
-    return figure
-
-
-def class_table(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """What every model knows of every class.
-
-    Args:
-        contents: of ``disjoint_splits``, from :meth:`npmerge.results.Results.read`.
-
-    Returns:
-        A row for each ``place``, ``seed``, ``class`` and ``model``: the ``share`` of the class's training images that A
-        saw (B saw the others) and the model's test ``accuracy`` on the class, both in percent. Models are A, B, the
-        ensemble and methods.
-    """
-    rows = []
-    for content in contents:
-        known = content["details"]["classes"]
-        seen = np.asarray(known["seen"], float)
-        rows += [
-            {
-                "place": place_label(*(content["records"][0][key] for key in PLACE)),
-                "seed": content["unit"]["seed"],
-                "class": number,
-                "share": 100 * seen[0, number] / seen[:, number].sum(),
-                "model": model,
-                "accuracy": accuracy,
-            }
-            for model, accuracies in known["accuracy"].items()
-            for number, accuracy in enumerate(accuracies)
-        ]
-    return pd.DataFrame(rows)
-
-
-def class_summary(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The mean and the worst class of each model; of the base models, whichever saw more of a class, and the other.
-
-    Args:
-        contents: of ``disjoint_splits``, from :meth:`npmerge.results.Results.read`.
-
-    Returns:
-        Test accuracy in percent, a row a model. The worst class is found for each seed; all are means over the seeds.
-    """
-    rows = class_table(contents)
-    base = rows["model"].isin(["A", "B"])
-    more = (rows["model"] == "A") == (rows["share"] >= 50)
-    names = rows["model"].map(label)
-    names[base] = np.where(more[base], "base model that saw more", "base model that saw less")
-    per_seed = rows.groupby(["place", names, "seed"], sort=False)["accuracy"]
-    found = per_seed.agg(["mean", "min"]).groupby(level=[0, 1], sort=False).mean().round(1)
-    found = found.set_axis(["all classes", "worst class"], axis=1)
-    places = {str(place): found.loc[place] for place in dict.fromkeys(rows["place"])}
-    result: pd.DataFrame = pd.concat(places, axis=1).rename_axis(index=None)
-    return result
-
-
-def plot_classes(contents: Sequence[dict[str, Any]]) -> Figure:
-    """What each model knows of a class against the share of the class that A saw, in one panel a setting.
-
-    Dots are classes, of all seeds, those of each model moved sideways a little. The lines join the classes' means
-    between 0, 10, 30, 50, 70, 90 and 100 percent.
-
-    Args:
-        contents: of ``disjoint_splits``, from :meth:`npmerge.results.Results.read`.
-    """
-    rows = class_table(contents)
-    places = list(dict.fromkeys(rows["place"]))
-    figure, axes = plt.subplots(
-        len(places), 1, figsize=(6.4, 0.6 + 3.1 * len(places)), sharex=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    looks = {
-        "A": (COLORS["A"], "-", "A alone"),
-        "B": (COLORS["B"], "-", "B alone"),
-        "permute": (COLORS["earlier"], "--", label("permute")),
-        "np_permute": (COLORS["np"], "-", label("np_permute")),
-        "ensemble": (COLORS["reference"], ":", label("ensemble")),
-    }
-    size = 5 if len(rows) > 1000 * len(places) else 20
-    for axis, place in zip(axes[:, 0], places, strict=True):
-        for aside, (model, (colour, line, name)) in enumerate(looks.items()):
-            here = rows[(rows["place"] == place) & (rows["model"] == model)]
-            if model != "ensemble":
-                x = here["share"] + 0.8 * (aside - 1.5)
-                axis.scatter(x, here["accuracy"], s=size, color=colour, alpha=0.35, lw=0)
-            part = np.digitize(here["share"], [10, 30, 50, 70, 90])
-            trend = here.groupby(part)[["share", "accuracy"]].mean()
-            axis.plot(trend["share"], trend["accuracy"], line, color=colour, lw=2.2, label=name)
-        axis.set(xlim=(-3, 103), ylim=(-3, 103), ylabel="test accuracy (%)")
-        axis.set_title(place, fontsize=11)
-    axes[-1][0].set_xlabel("share of the class that A saw; B saw the rest (%)")
-    _legend_below(figure, axes[0][0])
-    return figure
-
-
-def largest_first(contents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Record files in the order of their optimisation images a class, from all of them downwards.
-
-    Args:
-        contents: of ``data_size``, from :meth:`npmerge.results.Results.read`.
-    """
-    return sorted(contents, key=lambda c: _images(c["config"]["examples_per_class"]), reverse=True)
-
-
-def data_size_table(contents: Sequence[dict[str, Any]], table: pd.DataFrame) -> pd.DataFrame:
-    """Our numbers on optimisation data of several sizes beside the paper's.
-
-    Args:
-        contents: of ``data_size``, from :meth:`npmerge.results.Results.read`; their configuration names the paper's
-            column.
-        table: their records.
-
-    Returns:
-        A row for each alignment and number of images a class, ours or the paper's; for each setting the methods' mean ±
-        std in ours and in the paper, as text.
-    """
-    ours, paper = summary(table), summary_of_paper()
-    paper = paper[paper["table"] == "IV"]
-    beside = {tuple(c["records"][0][key] for key in PLACE[:3]): _beside(c) for c in contents}
-    sizes = sorted({*ours["examples_per_class"], *paper["examples_per_class"]}, key=_images)[::-1]
-    cells: dict[tuple[str, str], list[str]] = {}
-    for (dataset, model, setting), (their_data, their_model) in beside.items():
-        there = place_label(their_data, their_model, setting)
-        for title, source, where in (
-            (f"{place_label(dataset, model, setting)} (ours)", ours, (dataset, model, setting)),
-            (f"{there} (paper)", paper, (their_data, their_model, setting)),
-        ):
-            at = {size: _at(source, (*where, size)) for size in sizes}
-            for name, prefix in _SIZE_METHODS.items():
-                cells[title, name] = [_mean_std(at[s], prefix + m) for m in _ALIGNED for s in sizes]
-    rows = [(label(method), _size_label(size)) for method in _ALIGNED for size in sizes]
-    index = pd.MultiIndex.from_tuples(rows, names=["alignment", "images"])
-    result = pd.DataFrame(cells, index=index)
-    return result.loc[:, (result != _NOTHING).any()]
-
-
-def data_size_winners(table: pd.DataFrame) -> pd.DataFrame:
-    """Which method is best at each number of optimisation images a class, and how far ahead of another family it is.
-
-    Merging only, NP Merge and fine-tuning, at either learning rate, are the families.
-
-    Args:
-        table: records of ``data_size``, as :func:`npmerge.results.table` gives them.
-
-    Returns:
-        A row for each setting and number of images, a column an alignment: the method with the highest mean, its lead
-        over the best method of another family in percentage points, and the number of seeds in which it is ahead.
-    """
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for place, here in scores(table).groupby(level=PLACE, sort=False):
-        *setting, size = map(str, place)
-        for method in _ALIGNED:
-            found = here[[prefix + method for prefix in _SIZE_METHODS.values()]]
-            means = found.mean()
-            first = str(means.idxmax())
-            others = [m for m in map(str, found) if family(m) != family(first)]
-            rival = str(means[others].idxmax())
-            lead = found[first] - found[rival]
-            key = (place_label(*setting), _size_label(size))
-            rows.setdefault(key, {})[f"after {label(method)}"] = (
-                f"{label(first)}, {_signed(lead.mean())} to {label(rival)} "
-                f"({(lead > 0).sum()} of {len(lead)} seeds)"
-            )
-    index = pd.MultiIndex.from_tuples(rows, names=["setting", "images"])
-    return pd.DataFrame(list(rows.values()), index=index)
-
-
-def plot_data_size(contents: Sequence[dict[str, Any]], table: pd.DataFrame) -> Figure:
-    """Accuracy against the number of optimisation images a class, in one panel an alignment, of one setting.
-
-    Bands are standard deviations over the seeds. The base models' line is their mean with batch norm reset on all
-    training images. Where the setting is the paper's own, thin dashed lines are the paper's numbers.
-
-    Args:
-        contents: of ``data_size`` in one setting, from :meth:`npmerge.results.Results.read`.
-        table: their records.
-
-    Raises:
-        ValueError: there are several settings.
-    """
-    settings = list(dict.fromkeys(table[PLACE[:3]].itertuples(index=False, name=None)))
-    if len(settings) != 1:
-        raise ValueError(f"{len(settings)} settings, {settings}: give the records of one")
-    ((dataset, model, setting),) = settings
-    whole = TRAINING_IMAGES[dataset]
-    ours, paper = summary(table), summary_of_paper()
-    paper = paper[(paper["table"] == "IV") & (_beside(contents[0]) == (dataset, model))]
-    figure, axes = plt.subplots(
-        2, 1, figsize=(6.4, 7), sharex=True, sharey=True, layout="constrained"
-    )
-    looks = {
-        "Merged only": (COLORS["earlier"], "o", "-"),
-        "NP": (COLORS["np"], "o", "-"),
-        "Finetune": (COLORS["finetune"], "s", "-"),
-        "Finetune, tuned (ours)": (COLORS["finetune"], "D", ":"),
-    }
-    base = ours[(ours["method"] == "base_avg") & (ours["examples_per_class"] == "all")]
-    for axis, aligned in zip(axes, _ALIGNED, strict=True):
-        for name, (colour, marker, line) in looks.items():
-            rows = _by_size(ours, _SIZE_METHODS[name] + aligned, whole)
-            axis.plot(rows["k"], rows["mean"], line, marker=marker, ms=6, color=colour, label=name)
-            low, high = (rows["mean"] + sign * rows["std"].fillna(0) for sign in (-1, 1))
-            axis.fill_between(rows["k"], low, high, color=colour, alpha=0.15, lw=0)
-            theirs = _by_size(paper, _SIZE_METHODS[name] + aligned, whole)
-            if len(theirs):
-                axis.plot(theirs["k"], theirs["mean"], "--", color=colour, lw=1)
-        for value in base["mean"]:
-            axis.axhline(
-                value, color=COLORS["reference"], ls="-.", lw=1.2, label="Base models avg."
-            )
-        axis.set_title(f"after {label(aligned)}", fontsize=11)
-        axis.set_ylabel("test accuracy (%)")
-    if len(paper):
-        axes[0].plot([], [], "--", color=COLORS["reference"], lw=1, label="the paper's")
-    ticks = _by_size(ours, "permute", whole)
-    axes[-1].set_xscale("log")
-    axes[-1].set_xticks(ticks["k"], ticks["tick"])
-    axes[-1].minorticks_off()
-    axes[-1].set_xlabel("optimisation images a class (log scale)")
-    figure.suptitle(place_label(dataset, model, setting), fontsize=12)
-    _legend_below(figure, axes[0], ncols=2)
-    return figure
-
-
-_ALIGNED = ("permute", "weight_matching")
-_SIZE_METHODS = {
-    "Merged only": "",
-    "NP": "np_",
-    "Finetune": "finetune_",
-    "Finetune, tuned (ours)": "finetune_tuned_",
-}
-_NOTHING = "–"  # noqa: RUF001
-
-
-def _by_size(rows: pd.DataFrame, method: str, whole: int) -> pd.DataFrame:
-    """A method's rows with ``k`` images a class and what the axis says there."""
-    rows = rows[rows["method"] == method]
-    sizes = rows["examples_per_class"].map(_images).clip(upper=whole)
-    ticks = [f"all\n({whole})" if s == "all" else s for s in rows["examples_per_class"]]
-    return rows.assign(k=sizes, tick=ticks).sort_values("k")
-
-
-def _images(examples: int | str) -> float:
-    return np.inf if examples == "all" else float(examples)
-
-
-def _size_label(examples: str) -> str:
-    return "all" if examples == "all" else f"{examples} a class"
-
-
-def _beside(content: dict[str, Any]) -> tuple[str, str]:
-    dataset, model = content["config"]["setting"]["beside"]
-    return dataset, model
-
-
-def _legend_below(figure: Figure, axis: Axes, *, ncols: int = 3, title: str | None = None) -> None:
     handles, names = axis.get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=ncols, frameon=False, title=title
     )
 
 
-def _signed(points: float) -> str:
+def signed(points: float) -> str:
+    """Percentage points with their sign and one decimal.
+
+    Args:
+        points: the number.
+    """
     return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _plus_minus(mean: Any, std: Any) -> str:
+def plus_minus(mean: Any, std: Any) -> str:
+    """Mean ± standard deviation as text.
+
+    Args:
+        mean: in percent.
+        std: left out if it is NaN.
+    """
     return f"{mean:.2f}" if np.isnan(std) else f"{mean:.2f} ± {std:.2f}"
 
 
-def _mean_std(rows: pd.DataFrame, method: str) -> str:
+def mean_std(rows: pd.DataFrame, method: str) -> str:
+    """A method's mean ± standard deviation as text.
+
+    Args:
+        rows: from :func:`at`.
+        method: :data:`NOTHING` stands for one that is not there.
+    """
     if method not in rows.index:
-        return _NOTHING
-    return _plus_minus(*rows.loc[method, ["mean", "std"]].to_numpy(float))
+        return NOTHING
+    return plus_minus(*rows.loc[method, ["mean", "std"]].to_numpy(float))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from npmerge.figures import COLORS
+from npmerge.figures import COLORS, NOTHING, plus_minus
 from npmerge.paper import METHODS, label
 from npmerge.results import table
 
@@ -61,13 +60,13 @@ def many_table(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
     order = [method for method in METHODS if method in set(rows["method"])]
     columns = sorted(set(zip(rows["split"], rows["models"], strict=True)))
     cells = {
-        (row["split"], row["models"], row["method"]): _text(row["mean"], row["std"])
+        (row["split"], row["models"], row["method"]): plus_minus(row["mean"], row["std"])
         for row in rows.to_dict("records")
     }
     return pd.DataFrame(
         {
             f"{split}, {count} models": [
-                cells.get((split, count, method), "\N{EN DASH}") for method in order
+                cells.get((split, count, method), NOTHING) for method in order
             ]
             for split, count in columns
         },
@@ -116,7 +115,3 @@ def _name(method: str) -> str:
     tournaments = ("np_permute", "np_weight_matching", "finetune_permute")
     how = ", all to one" * (method in all_to_one) + " tournament" * (method in tournaments)
     return label(method).removesuffix(" (ours)") + how
-
-
-def _text(mean: float, std: float) -> str:
-    return f"{mean:.2f}" + (f" ± {std:.2f}" if math.isfinite(std) else "")
