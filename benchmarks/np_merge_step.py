@@ -8,9 +8,7 @@ the process's resident set grew.
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
-import os
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -29,10 +27,10 @@ from _common import (
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
-from torch.profiler import ProfilerActivity, profile
 
 from npmerge.aggregate import mean
 from npmerge.aggregate.np_merge import AlphaAdam
+from npmerge.memory import allocated
 from npmerge.training import Optimizer, Run, fit_together
 
 LR = 1e-2
@@ -120,16 +118,18 @@ def memory(setting: Setting, variant: str) -> dict[str, float]:
     parameters = sum(p.nbytes for p in network(setting, 0).parameters())
     batch = sum(t.nbytes for t in random_batches(setting, 1)[0])
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cuda = torch.device(setting.device).type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=not cuda) as profiler:
-        step, _ = prepare(setting, variant)
-        step()
-        step()
-    peak = torch.cuda.max_memory_allocated(setting.device) if cuda else _cpu_peak(profiler)
+
+    def two_steps() -> object:
+        kept = prepare(setting, variant)
+        for _ in range(2):
+            kept[0]()
+        return kept
+
+    found = allocated(two_steps, torch.device(setting.device))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
     return {
-        "held / parameters": (_held() - batch) / parameters,
-        "peak MiB": peak / MIB,
+        "held / parameters": (found.held - batch) / parameters,
+        "peak MiB": found.peak / MIB,
         "RSS growth MiB": grown / 1024,
     }
 
@@ -139,30 +139,8 @@ def _steps(setting: Setting) -> int:
     return 1 if setting.device == "cpu" else 20
 
 
-def _held() -> int:
-    """Bytes of all tensors that are alive, each storage once."""
-    gc.collect()
-    tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
-    tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
-
-
-def _cpu_peak(profiler: profile) -> int:
-    """The most bytes that were allocated at one time."""
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    allocated = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    return peak
-
-
 def main() -> None:
     setting, report = begin(command_line(__doc__, batch_size=128, repeats=15), Setting)
-    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler's own messages
     measured = {}
     for variant in VARIANTS:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
