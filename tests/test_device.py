@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -109,9 +109,10 @@ class Spy(nn.Module):
 @pytest.mark.usefixtures("tensor_float32")
 def test_scores_and_batch_norm_are_measured_in_true_float32_even_under_autocast() -> None:
     with autocast(CPU, enabled=True):
-        for measure in (score, reset_batchnorm):
+        measures: list[Callable[..., object]] = [score, reset_batchnorm]
+        for measure in measures:
             spy = Spy()
-            measure(spy, loader())  # type: ignore[operator]
+            measure(spy, loader())
             assert set(spy.seen) == {(False, False, False, torch.float32)}
         assert torch.is_autocast_enabled("cpu")
     assert torch.backends.cudnn.allow_tf32

@@ -367,7 +367,7 @@ def test_the_ensemble_scored_one_model_at_a_time_scores_the_same(count: int, dev
 
 def test_data_in_another_order_at_the_second_pass_is_an_error() -> None:
     class Shuffled(list[tuple[Tensor, Tensor]]):
-        def __iter__(self):  # type: ignore[no-untyped-def]
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
             self.reverse()
             return super().__iter__()
 

@@ -171,6 +171,7 @@ def finetune_tuned_together(
     if not lrs:
         raise ValueError("lrs is empty: give at least one learning rate to try")
     trials: list[dict[float, float]] = []
+    best: list[float] = []
     every = [(pair, lr) for pair in pairs for lr in lrs]
     found = learn_together(
         [LearnWeights(a, b, kept, lr=lr) for (a, b), lr in every],
@@ -183,7 +184,7 @@ def finetune_tuned_together(
         trials.append(dict(zip(lrs, here, strict=True)))
         if not any(map(math.isfinite, here)):
             raise TrainingError(f"every learning rate of {tuple(lrs)} diverged: try lower ones")
-    best = [max(lrs, key=lambda lr, seen=seen: seen[lr]) for seen in trials]  # type: ignore[misc]
+        best.append(max(trials[-1], key=trials[-1].__getitem__))
     final = learn_together(
         [LearnWeights(a, b, data, lr=lr) for (a, b), lr in zip(pairs, best, strict=True)],
         epochs=epochs, at_once=at_once, progress=progress,
