@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from npmerge.data.batches import Data, stream
-from npmerge.device import channels_last, device_of, float32
+from npmerge.device import channels_last, measuring
 
 
 @torch.no_grad()
@@ -36,17 +36,14 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return model
-    modes = {module: module.training for module in model.modules()}
     momenta = [layer.momentum for layer in layers]
     before = [(value, value.clone()) for layer in layers for value in layer.buffers(recurse=False)]
     try:
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the cumulative average
-            layer.train()
-        device = device_of(model)
-        with float32(device):
+        with measuring(model) as device:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # the cumulative average
+                layer.train()
             whole = False
             for images, _ in stream(data, device):
                 if whole and len(images) == 1:
@@ -60,6 +57,4 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
     return model

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -60,12 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     paths = experiments.run(
         options.experiment,
-        profile=options.profile,
-        seeds=options.seeds,
-        pattern=options.units,
-        device=options.device,
-        results=options.results,
-        zoo=options.zoo,
+        **_selection(options),
         recompute=options.recompute,
         deterministic=options.deterministic,
         at_once=options.at_once,
@@ -77,19 +73,23 @@ def _run(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{path}\n")
 
 
+def _selection(options: argparse.Namespace) -> dict[str, Any]:
+    """Which units, where they run and where their files are."""
+    return {
+        "profile": options.profile,
+        "seeds": options.seeds,
+        "pattern": options.units,
+        "device": options.device,
+        "results": options.results,
+        "zoo": options.zoo,
+    }
+
+
 STATES = ["done", "running", "missing", "stale", "damaged"]
 
 
 def _status(options: argparse.Namespace) -> None:
-    found = experiments.status(
-        options.experiment or experiments.ALL,
-        profile=options.profile,
-        seeds=options.seeds,
-        pattern=options.units,
-        device=options.device,
-        results=options.results,
-        zoo=options.zoo,
-    )
+    found = experiments.status(options.experiment or experiments.ALL, **_selection(options))
     rows = {
         one.experiment: [*(one.units[state] for state in STATES), _duration(one.seconds)]
         for one in found

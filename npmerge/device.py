@@ -95,6 +95,27 @@ def float32(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def measuring(model: nn.Module) -> Iterator[torch.device]:
+    """Measure a model: in evaluation mode and true float32; every module's mode is restored.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Its device.
+    """
+    device = device_of(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with float32(device):
+            yield device
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
 def kernels(*, deterministic: bool) -> Iterator[None]:
     """Choose between the fastest kernels and deterministic ones.
 
@@ -161,7 +182,8 @@ def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[
     if device.type != "cuda" or len(jobs) < 2:
         return [job() for job in jobs]
     here = torch.cuda.current_stream(device)
-    streams = [torch.cuda.Stream(device) for _ in jobs]  # type: ignore[no-untyped-call]
+    new_stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
+    streams = [new_stream(device) for _ in jobs]
     results = []
     for job, stream in zip(jobs, streams, strict=True):
         stream.wait_stream(here)
@@ -184,7 +206,7 @@ def compiled(
     Returns:
         The compiled function, or with a warning the function itself where compiling fails, for want of a compiler say.
     """
-    fast: Any = torch.compile(function)
+    fast: Callable[..., Tensor] = torch.compile(function)
     try:
         torch.autograd.backward(fast(*example()).sum())
     except Exception as error:  # noqa: BLE001 - whatever a tool chain can raise; the plain function is as good
@@ -195,7 +217,7 @@ def compiled(
             *(first or [""]),
         )
         return function
-    return fast  # type: ignore[no-any-return]
+    return fast
 
 
 def synchronize(device: torch.device) -> None:

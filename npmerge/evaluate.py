@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from npmerge.aggregate.mean import mean
 from npmerge.batchnorm import reset_batchnorm
 from npmerge.data.batches import Data, check_labels, stream
-from npmerge.device import channels_last, device_of, float32
+from npmerge.device import channels_last, measuring
 
 
 @dataclass(frozen=True)
@@ -81,29 +81,22 @@ def score(model: nn.Module, data: Data, *, topk: Sequence[int] = (1,)) -> Score:
     Raises:
         ValueError: the data is empty, a label is out of range, or a k is, or there is none.
     """
-    device = device_of(model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    hits = torch.zeros(len(topk), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
     count = 0
-    try:
-        with float32(device):
-            for images, labels in stream(data, device):
-                logits = model(channels_last(images)).float()
-                classes = logits.shape[1]
-                check_labels(data, labels, classes)
-                if not topk or not all(1 <= k <= classes for k in topk):
-                    raise ValueError(
-                        f"topk is {tuple(topk)}: each k must lie between 1 and the model's {classes} classes"
-                    )
-                ranked = logits.topk(max(topk), dim=1).indices == labels[:, None]
-                hits += torch.stack([ranked[:, :k].sum() for k in topk])
-                loss += cross_entropy(logits, labels, reduction="sum")
-                count += len(labels)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with measuring(model) as device:
+        hits = torch.zeros(len(topk), dtype=torch.int64, device=device)
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        for images, labels in stream(data, device):
+            logits = model(channels_last(images)).float()
+            classes = logits.shape[1]
+            check_labels(data, labels, classes)
+            if not topk or not all(1 <= k <= classes for k in topk):
+                raise ValueError(
+                    f"topk is {tuple(topk)}: each k must lie between 1 and the model's {classes} classes"
+                )
+            ranked = logits.topk(max(topk), dim=1).indices == labels[:, None]
+            hits += torch.stack([ranked[:, :k].sum() for k in topk])
+            loss += cross_entropy(logits, labels, reduction="sum")
+            count += len(labels)
     return Score(
         {k: 100 * hit / count for k, hit in zip(topk, hits.tolist(), strict=True)},
         float(loss) / count,
@@ -136,19 +129,12 @@ def class_accuracy(model: nn.Module, data: Data, classes: int) -> Tensor:
     Returns:
         Percent, ``float64 (classes,)`` on the CPU; NaN for a class without an image.
     """
-    device = device_of(model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    hits, counts = (torch.zeros(classes, device=device) for _ in range(2))
-    try:
-        with float32(device):
-            for images, labels in stream(data, device):
-                right = model(channels_last(images)).argmax(dim=1) == labels
-                hits += torch.bincount(labels[right], minlength=classes)
-                counts += torch.bincount(labels, minlength=classes)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with measuring(model) as device:
+        hits, counts = (torch.zeros(classes, device=device) for _ in range(2))
+        for images, labels in stream(data, device):
+            right = model(channels_last(images)).argmax(dim=1) == labels
+            hits += torch.bincount(labels[right], minlength=classes)
+            counts += torch.bincount(labels, minlength=classes)
     return (100 * hits.double() / counts.double()).cpu()
 
 

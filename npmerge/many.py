@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from npmerge.align import Alignment, weight_matching
 from npmerge.checkpoints import load_state, save_state
 from npmerge.data.batches import Data, stream
-from npmerge.device import channels_last, device_of, float32
+from npmerge.device import channels_last, measuring
 from npmerge.evaluate import Score, score
 from npmerge.symmetry import Group, check_same_architecture, symmetry
 from npmerge.zoo import write_atomically
@@ -378,18 +378,11 @@ def _taken_out(empty: nn.Module, devices: Mapping[str, torch.device], path: Path
 
 def _logits(model: nn.Module, data: Data) -> list[tuple[Tensor, Tensor]]:
     """A model's logits in evaluation mode, in float32, and the labels, batch by batch on the CPU."""
-    device = device_of(model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with float32(device):
-            return [
-                (model(channels_last(images)).float().cpu(), labels.cpu())
-                for images, labels in stream(data, device)
-            ]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with measuring(model) as device:
+        return [
+            (model(channels_last(images)).float().cpu(), labels.cpu())
+            for images, labels in stream(data, device)
+        ]
 
 
 def _added(

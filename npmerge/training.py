@@ -415,13 +415,9 @@ def piecewise_linear(epochs: int, warmup_epochs: float) -> Callable[[float], flo
     Source:
         The protocol page (the authors' earlier code).
     """
-
-    def multiplier(epoch: float) -> float:
-        if epoch < warmup_epochs:
-            return epoch / warmup_epochs
-        return max(0.0, (epochs - epoch) / max(epochs - warmup_epochs, 1e-9))
-
-    return multiplier
+    return _after_warm_up(
+        warmup_epochs, lambda epoch: max(0.0, (epochs - epoch) / max(epochs - warmup_epochs, 1e-9))
+    )
 
 
 def warmup_cosine(epochs: int, warmup_epochs: float) -> Callable[[float], float]:
@@ -438,13 +434,17 @@ def warmup_cosine(epochs: int, warmup_epochs: float) -> Callable[[float], float]
         The protocol page (the authors' earlier code).
     """
 
-    def multiplier(epoch: float) -> float:
-        if epoch < warmup_epochs:
-            return epoch / warmup_epochs
+    def fall(epoch: float) -> float:
         done = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    return multiplier
+    return _after_warm_up(warmup_epochs, fall)
+
+
+def _after_warm_up(
+    warmup_epochs: float, fall: Callable[[float], float]
+) -> Callable[[float], float]:
+    return lambda epoch: epoch / warmup_epochs if epoch < warmup_epochs else fall(epoch)
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

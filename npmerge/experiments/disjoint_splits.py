@@ -8,7 +8,7 @@ import torch
 
 from npmerge.evaluate import Ensemble, class_accuracy
 from npmerge.experiments import merging
-from npmerge.experiments.merging import LEARNED, Machine, Merging, base_models
+from npmerge.experiments.merging import Machine, Merging, base_models
 from npmerge.experiments.profile import Profile
 from npmerge.results import Outcome, Unit
 from npmerge.zoo import Zoo
@@ -26,12 +26,7 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
         profile: its parameters.
         seeds: of the split and of the pair of base models.
     """
-    section = profile.disjoint_splits
-    return [
-        merging.unit(profile.name, NAME, setting, section.optimisation, seed)
-        for setting in section.settings
-        for seed in seeds
-    ]
+    return merging.units(profile.name, NAME, profile.disjoint_splits, seeds)
 
 
 def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
@@ -43,13 +38,7 @@ def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
         machine: where to run.
     """
     pair = Merging.of(unit, zoo, machine, table=TABLE)
-    pair.score_parents()
-    aligned = pair.align(["direct", "permute", "weight_matching", "cca"])
-    merged = pair.average(aligned)
-    pair.follow({method: aligned[method] for method in ("direct", *LEARNED)})
-    learned = {method: aligned[method] for method in LEARNED}
-    merged |= pair.learn(learned)
-    pair.tune(learned)
+    merged = pair.every_method()
     labels, classes = pair.data.train.labels, pair.data.classes
     models = {"A": pair.a, "B": pair.b, "ensemble": Ensemble([pair.a, pair.b])} | {
         method: merged[method] for method in ("permute", "np_permute", "finetune_permute")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from npmerge.experiments import merging
-from npmerge.experiments.merging import LEARNED, Machine, Merging, base_models
+from npmerge.experiments.merging import Machine, Merging, base_models
 from npmerge.experiments.profile import Profile
 from npmerge.results import Outcome, Unit
 from npmerge.zoo import Zoo
@@ -24,13 +24,7 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
         seeds: of the split and of the pair of base models.
     """
     section = profile.imagenet
-    if section is None:
-        return []
-    return [
-        merging.unit(profile.name, NAME, setting, section.optimisation, seed)
-        for setting in section.settings
-        for seed in seeds
-    ]
+    return [] if section is None else merging.units(profile.name, NAME, section, seeds)
 
 
 def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
@@ -42,10 +36,5 @@ def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
         machine: where to run.
     """
     pair = Merging.of(unit, zoo, machine, table=TABLE)
-    pair.score_parents()
-    aligned = pair.align(["direct", "permute", "weight_matching", "cca"])
-    pair.average(aligned)
-    learned = {method: aligned[method] for method in LEARNED}
-    pair.learn(learned)
-    pair.tune(learned)
+    pair.every_method(paths=False)  # each of their points would be a pass over ImageNet
     return pair.outcome()

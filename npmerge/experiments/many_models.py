@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,8 +23,6 @@ from npmerge.many import Pairing, all_to_one, merge_many, score_ensemble, tourna
 from npmerge.results import Outcome, Unit
 from npmerge.symmetry import symmetry
 from npmerge.zoo import BaseModel, Zoo
-
-log = logging.getLogger(__name__)
 
 NAME = "many_models"
 FIGURE = "Figure 1"
@@ -162,12 +159,10 @@ class _Many:
         reset_data, scored = self._plain("train", kept), self._plain("train", aside)
         a, b = (load() for load in self.models[:2])
         statistics = align.covariances(a, b, self.train, groups=self.groups)
-        trials = {}
-        for ridge in self.options.ridges:
-            merged = mean(a, align.cca_from_covariances(statistics, ridge=ridge).apply(b))
-            trials[ridge] = score(reset_batchnorm(merged, reset_data), scored).top1
-        best = max(trials, key=lambda ridge: trials[ridge])
-        self.details["ridge"] = {"chosen": best, "trials": {f"{k:g}": v for k, v in trials.items()}}
+        best, self.details["ridge"] = merging.choose_ridge(
+            a, b, statistics, self.options.ridges,
+            lambda model: score(reset_batchnorm(model, reset_data), scored).top1,
+        )  # fmt: skip
         return best
 
     def _reset(self, load: Callable[[], nn.Module]) -> nn.Module:
@@ -184,24 +179,8 @@ class _Many:
         )
 
     def _record(self, method: str, found: Sequence[Score]) -> None:
-        values = {
-            "top1": sum(one.top1 for one in found) / len(found),
-            "loss": sum(one.loss for one in found) / len(found),
-        }
-        log.info("%d models, %s: top-1 %.2f%%", self.count, method, values["top1"])
-        self.records += [
-            {
-                "table": FIGURE,
-                "dataset": self.setting.dataset,
-                "model": self.setting.model_name,
-                "setting": f"{self.setting.column}, {self.count} models",
-                "method": method,
-                "examples_per_class": None,
-                "metric": metric,
-                "value": value,
-            }
-            for metric, value in values.items()
-        ]
+        column = f"{self.setting.column}, {self.count} models"
+        self.records += merging.rows(self.setting, method, found, table=FIGURE, column=column)
 
 
 def _average(a: nn.Module, b: nn.Module, _: Pairing) -> nn.Module:

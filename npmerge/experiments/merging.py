@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from npmerge.batchnorm import reset_batchnorm
 from npmerge.data import Batches, ImageNet200, ImageSet, plain_batches, train_batches
 from npmerge.data.partition import Partition, holdout, per_class
 from npmerge.evaluate import Ensemble, PathPoint, Score, path, score
-from npmerge.experiments.profile import Optimisation, Setting
+from npmerge.experiments.profile import Optimisation, SameData, Setting
 from npmerge.results import Outcome, Unit
 from npmerge.symmetry import symmetry
 from npmerge.training import TrainingError
@@ -88,6 +89,85 @@ def unit(
         **more,
     }
     return Unit(profile, experiment, setting.name + suffix, seed, config)
+
+
+def units(profile: str, experiment: str, section: SameData, seeds: Sequence[int]) -> list[Unit]:
+    """The units of an experiment that has one for every setting and seed.
+
+    Args:
+        profile: name of the parameter set.
+        experiment: its name.
+        section: its parameters.
+        seeds: of the models and of the split.
+    """
+    return [
+        unit(profile, experiment, setting, section.optimisation, seed)
+        for setting in section.settings
+        for seed in seeds
+    ]
+
+
+def rows(
+    setting: Setting,
+    method: str,
+    found: Sequence[Score],
+    *,
+    table: str,
+    column: str,
+    examples: int | str | None = None,
+) -> list[dict[str, Any]]:
+    """The records of a method's scores, averaged over models.
+
+    Args:
+        setting: where it was scored.
+        method: its name.
+        found: the score of each model.
+        table: number of the paper's table or figure.
+        column: the setting's name in it.
+        examples: optimisation images a class, if the experiment varies them.
+    """
+    values = {f"top{k}": fmean(one.accuracy[k] for one in found) for k in setting.topk}
+    log.info("%s, %s: top-1 %.2f%%", column, method, values["top1"])
+    return [
+        {
+            "table": table,
+            "dataset": setting.dataset,
+            "model": setting.model_name,
+            "setting": column,
+            "method": method,
+            "examples_per_class": examples,
+            "metric": metric,
+            "value": value,
+        }
+        for metric, value in (values | {"loss": fmean(one.loss for one in found)}).items()
+    ]
+
+
+def choose_ridge(
+    a: nn.Module,
+    b: nn.Module,
+    covariances: Covariances,
+    ridges: Sequence[float],
+    validate: Callable[[nn.Module], float],
+) -> tuple[float, dict[str, Any]]:
+    """CCA's ridge that merges best on held-out training images; never on test data.
+
+    Args:
+        a: model A.
+        b: model B.
+        covariances: of their activations.
+        ridges: to choose from.
+        validate: scores a merged model, the higher the better.
+
+    Returns:
+        The ridge, and what the record's details keep of the choice.
+    """
+    trials = {
+        ridge: validate(mean(a, align.cca_from_covariances(covariances, ridge=ridge).apply(b)))
+        for ridge in ridges
+    }
+    best = max(trials, key=trials.__getitem__)
+    return best, {"chosen": best, "trials": {f"{k:g}": v for k, v in trials.items()}}
 
 
 def base_models(unit: Unit, models: int = 2) -> list[BaseModel]:
@@ -186,6 +266,25 @@ class Merging:
         self._record_mean("base_avg_no_reset", [self._score(model) for model in self.pair])
         self._record_mean("base_avg", [self._score(model) for model in (self.a, self.b)])
         self._record_mean("ensemble", [self._score(Ensemble([self.a, self.b]))])
+
+    def every_method(self, *, paths: bool = True) -> dict[str, nn.Module]:
+        """Record the parents, and every method of the paper's tables with the tuned control.
+
+        Args:
+            paths: follow the paths between the models too.
+
+        Returns:
+            The models merged by averaging, NP Merge and fine-tuning.
+        """
+        self.score_parents()
+        aligned = self.align(["direct", "permute", "weight_matching", "cca"])
+        merged = self.average(aligned)
+        if paths:
+            self.follow({method: aligned[method] for method in ("direct", *LEARNED)})
+        learned = {method: aligned[method] for method in LEARNED}
+        merged |= self.learn(learned)
+        self.tune(learned)
+        return merged
 
     def align(self, methods: Sequence[str]) -> dict[str, nn.Module]:
         """Model B aligned by each method.
@@ -287,14 +386,9 @@ class Merging:
             self._record_merged(name, result.model)
 
     def _cca(self, covariances: Covariances) -> Alignment:
-        """CCA with the ridge that merges best on held-out training images; never on test data."""
-        validate = self._validation()
-        trials = {}
-        for ridge in self.options.ridges:
-            candidate = align.cca_from_covariances(covariances, ridge=ridge)
-            trials[ridge] = validate(mean(self.a, candidate.apply(self.b)))
-        best = max(trials, key=lambda ridge: trials[ridge])
-        self.details["ridge"] = {"chosen": best, "trials": {f"{k:g}": v for k, v in trials.items()}}
+        best, self.details["ridge"] = choose_ridge(
+            self.a, self.b, covariances, self.options.ridges, self._validation()
+        )
         return align.cca_from_covariances(covariances, ridge=best)
 
     @contextlib.contextmanager
@@ -337,25 +431,10 @@ class Merging:
         )
 
     def _record_mean(self, method: str, found: Sequence[Score]) -> None:
-        values = {
-            f"top{k}": sum(one.accuracy[k] for one in found) / len(found) for k in self.setting.topk
-        } | {
-            "loss": sum(one.loss for one in found) / len(found),
-        }
-        log.info("%s: top-1 %.2f%%", method, values["top1"])
-        self.records += [
-            {
-                "table": self.table,
-                "dataset": self.setting.dataset,
-                "model": self.setting.model_name,
-                "setting": self.setting.column,
-                "method": method,
-                "examples_per_class": self.examples,
-                "metric": metric,
-                "value": value,
-            }
-            for metric, value in values.items()
-        ]
+        self.records += rows(
+            self.setting, method, found,
+            table=self.table, column=self.setting.column, examples=self.examples,
+        )  # fmt: skip
 
 
 def _histogram(alpha: Tensor) -> list[int]:

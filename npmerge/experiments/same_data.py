@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from npmerge.experiments import merging
-from npmerge.experiments.merging import LEARNED, Machine, Merging, base_models
+from npmerge.experiments.merging import Machine, Merging, base_models
 from npmerge.experiments.profile import Profile
 from npmerge.results import Outcome, Unit
 from npmerge.zoo import Zoo
@@ -23,12 +23,7 @@ def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
         profile: its parameters.
         seeds: one pair of base models each.
     """
-    section = profile.same_data
-    return [
-        merging.unit(profile.name, NAME, setting, section.optimisation, seed)
-        for setting in section.settings
-        for seed in seeds
-    ]
+    return merging.units(profile.name, NAME, profile.same_data, seeds)
 
 
 def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
@@ -40,11 +35,5 @@ def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
         machine: where to run.
     """
     pair = Merging.of(unit, zoo, machine, table=TABLE)
-    pair.score_parents()
-    aligned = pair.align(["direct", "permute", "weight_matching", "cca"])
-    pair.average(aligned)
-    pair.follow({method: aligned[method] for method in ("direct", *LEARNED)})
-    learned = {method: aligned[method] for method in LEARNED}
-    pair.learn(learned)
-    pair.tune(learned)
+    pair.every_method()
     return pair.outcome()
