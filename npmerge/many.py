@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npmerge.align import Alignment, weight_matching
+from npmerge.align import Alignment
+from npmerge.align.weight_matching import match_tensors
 from npmerge.checkpoints import load_state, save_state
 from npmerge.data.batches import Data, stream
 from npmerge.device import channels_last, measuring
@@ -99,7 +100,9 @@ def tournament(
                 path = Path(where) / f"round{round_}-pair{index}.safetensors"
                 logger.debug("%s: models %s and %s", pairing.label, pairing.a, pairing.b)
                 # Not in a variable: it would stay in memory while the next pair is merged.
-                winner = _put_away(_merged(merge, a[1], b[1], pairing), path, pairing)
+                winner = put_away(
+                    _merged(merge, a[1], b[1], pairing), path, pairing=asdict(pairing)
+                )
                 entrants.append((a[0] + b[0], winner))
             round_ += 1
         return entrants[0][1]()
@@ -195,7 +198,7 @@ def match_many(
     :math:`\frac{1}{m - 1} \sum_{j \neq i} \Theta_j`. The sum of all pairs' inner products never falls. It ends when a
     sweep over the models changes no permutation.
 
-    One model is in memory at a time, a permuted copy, their sum and mean, and what weight matching needs.
+    One model is in memory at a time, and in float64 its permuted parameters, the models' sum and mean.
 
     Args:
         models: m of them, at least one; each is loaded once, and once in every sweep.
@@ -223,24 +226,47 @@ def match_many(
         groups = symmetry(first, example)
     still = Alignment.from_permutations(groups, [torch.arange(g.size) for g in groups])
     found = [still] * len(models)
-    total = _Sum(first)
+    like = _emptied(first)
+    devices = {name: parameter.device for name, parameter in first.named_parameters()}
+    total = _parameters(first, still, like, devices)
     del first
     for load in models[1:]:
-        total.add(load())
+        _add(total, _parameters(load(), still, like, devices))
     generator = torch.Generator().manual_seed(seed)
     changed = len(models) > 1
     sweep = 0
     while changed and sweep < max_sweeps:
         changed = False
         for number in torch.randperm(len(models), generator=generator).tolist():
-            step = _rematch(total, found[number], models[number], _seed(generator))
-            if not all(map(torch.equal, step.maps, still.maps)):
-                found[number] = step.compose(found[number])
+            mine = _parameters(models[number](), found[number], like, devices)
+            _add(total, mine, sign=-1)
+            others = {name: value / (len(models) - 1) for name, value in total.items()}
+            maps = match_tensors(others, mine, groups, seed=_seed(generator))
+            _add(total, mine)
+            if not all(map(torch.equal, maps, still.maps)):
+                found[number] = Alignment.from_permutations(groups, maps).compose(found[number])
                 changed = True
         sweep += 1
     if changed:
         logger.warning("matching many models still changes permutations after %d sweeps", sweep)
     return tuple(found)
+
+
+def put_away(model: nn.Module, path: Path, **metadata: Any) -> Load:
+    """Write a model to a file until it is needed.
+
+    Args:
+        model: the model.
+        path: of the safetensors file.
+        metadata: JSON-serialisable, kept in the file.
+
+    Returns:
+        A function that reads it back, at every call, with its devices, dtypes, memory formats and modes.
+    """
+    state = model.state_dict()
+    write_atomically(path, partial(save_state, state=state, metadata=metadata))
+    devices = {name: value.device for name, value in state.items()}
+    return partial(_taken_out, _emptied(model), devices, path)
 
 
 @torch.no_grad()
@@ -283,19 +309,19 @@ class _Sum:
             if v.is_floating_point()
         }
 
-    def add(self, model: nn.Module, sign: int = 1) -> None:
+    def add(self, model: nn.Module) -> None:
         check_same_architecture(self._like, model)
         state = model.state_dict()
         for name, total in self._sums.items():
-            total.add_(state[name].to(total.device), alpha=sign)
-        self._count += sign
+            total.add_(state[name].to(total.device))
+        self._count += 1
 
-    def mean(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The mean as a new model, in the dtypes of the first one or in another."""
-        values = {name: value.clone() for name, value in self._kept.items()}
+    def mean(self) -> nn.Module:
+        """The mean as a new model, in the dtypes of the first one."""
+        values = dict(self._kept)
         for name, empty in self._like.state_dict().items():
             if name in self._sums:
-                values[name] = (self._sums[name] / self._count).to(dtype or empty.dtype)
+                values[name] = (self._sums[name] / self._count).to(empty.dtype)
         return _with_tensors(self._like, values)
 
 
@@ -332,14 +358,21 @@ def _aligned(
     return align(target, model).apply(model)
 
 
-def _rematch(total: _Sum, current: Alignment, load: Load, seed: int) -> Alignment:
-    """Match a model, as it is permuted by now, to the mean of the others, and put it back into the sum."""
-    model = current.apply(load())
-    total.add(model, -1)
-    others = total.mean(torch.float64)
-    step = weight_matching(others, model, torch.empty(0), groups=current.groups, seed=seed)
-    total.add(step.apply(model))
-    return step
+def _parameters(
+    model: nn.Module, alignment: Alignment, like: nn.Module, devices: Mapping[str, torch.device]
+) -> dict[str, Tensor]:
+    """A model's parameters after an alignment, copied in float64."""
+    check_same_architecture(like, model)
+    state = model.state_dict()
+    state |= alignment.mapped(state)
+    return {
+        name: state[name].to(where, torch.float64, copy=True) for name, where in devices.items()
+    }
+
+
+def _add(total: Mapping[str, Tensor], values: Mapping[str, Tensor], sign: int = 1) -> None:
+    for name, value in values.items():
+        total[name].add_(value, alpha=sign)
 
 
 def _with_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
@@ -356,15 +389,6 @@ def _with_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 def _emptied(model: nn.Module) -> nn.Module:
     """A copy of a model without its data: on the meta device, where memory formats are kept."""
     return _with_tensors(model, {name: v.to("meta") for name, v in model.state_dict().items()})
-
-
-def _put_away(model: nn.Module, path: Path, pairing: Pairing) -> Load:
-    """Write a model to a file; what is returned reads it back."""
-    state = model.state_dict()
-    metadata = {"pairing": asdict(pairing)}
-    write_atomically(path, partial(save_state, state=state, metadata=metadata))
-    devices = {name: value.device for name, value in state.items()}
-    return partial(_taken_out, _emptied(model), devices, path)
 
 
 def _taken_out(empty: nn.Module, devices: Mapping[str, torch.device], path: Path) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,18 +88,32 @@ class Alignment:
             ValueError: If the model does not have the groups' tensors and shapes, or a matrix meets a depthwise
                 convolution, which has no linear image.
         """
-        state = model.state_dict()
+        changed = self.mapped(model.state_dict())
+        result = copy.deepcopy(model)
+        target = result.state_dict()
+        for name, tensor in changed.items():
+            target[name].copy_(tensor)
+        return result
+
+    def mapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map the channels of a model's tensors, without a model.
+
+        Args:
+            state: A model's state dict. Its tensors are not changed.
+
+        Returns:
+            New tensors by name, of those that the alignment acts on.
+
+        Raises:
+            ValueError: As :meth:`apply`.
+        """
         changed: dict[str, Tensor] = {}
         for group, mapping, inverse in zip(self.groups, self.maps, self.inverses, strict=True):
             for slot in group.slots:
                 check_slot(slot, state)
                 tensor = changed.get(slot.name, state[slot.name])
                 changed[slot.name] = _map_slot(tensor, slot, mapping, inverse)
-        result = copy.deepcopy(model)
-        target = result.state_dict()
-        for name, tensor in changed.items():
-            target[name].copy_(tensor)
-        return result
+        return changed
 
     def inverse(self) -> Alignment:
         """Return the alignment that undoes this one."""
@@ -187,7 +201,7 @@ def _check_map(group: Group, mapping: Tensor) -> None:
         raise ValueError(f"the matrix has entries that are not finite: {advice}")
 
 
-def check_slot(slot: Slot, state: dict[str, Tensor]) -> None:
+def check_slot(slot: Slot, state: Mapping[str, Tensor]) -> None:
     """Check that a state dict has the tensor a slot acts on.
 
     Args:

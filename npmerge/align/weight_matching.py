@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,34 @@ def weight_matching(
     groups = tuple(symmetry(a, example_input) if groups is None else groups)
     fixed = {name: p.detach().double() for name, p in a.named_parameters()}
     moved = {name: p.detach().to(fixed[name]) for name, p in b.named_parameters()}
+    return Alignment.from_permutations(
+        groups, match_tensors(fixed, moved, groups, seed=seed, max_sweeps=max_sweeps)
+    )
+
+
+def match_tensors(
+    fixed: Mapping[str, Tensor],
+    moved: dict[str, Tensor],
+    groups: Sequence[Group],
+    *,
+    seed: int,
+    max_sweeps: int = 100,
+) -> list[Tensor]:
+    """Weight matching of tensors by name, without the models.
+
+    Args:
+        fixed: A's parameters, float64.
+        moved: B's, of the same names, shapes, dtype and device; at the end its entries are the permuted ones.
+        groups: The symmetry groups; what they do to other tensors does not count.
+        seed: Of the order in which the groups are visited.
+        max_sweeps: The most sweeps over all groups.
+
+    Returns:
+        A permutation per group.
+
+    Raises:
+        ValueError: If a tensor does not have the shape a group expects, or a value is not finite.
+    """
     slots = [[slot for slot in group.slots if slot.name in fixed] for group in groups]
     for slot in (slot for part in slots for slot in part):
         check_slot(slot, fixed)
@@ -70,11 +98,11 @@ def weight_matching(
             break
     else:
         logger.warning("weight matching still changes groups after %d sweeps", max_sweeps)
-    return Alignment.from_permutations(groups, permutations)
+    return permutations
 
 
 def _improve(
-    fixed: dict[str, Tensor], moved: dict[str, Tensor], group: Group, slots: Sequence[Slot]
+    fixed: Mapping[str, Tensor], moved: dict[str, Tensor], group: Group, slots: Sequence[Slot]
 ) -> Tensor | None:
     """Permute one group of `moved` in place if that brings it closer to `fixed`; return the permutation."""
     gain = torch.zeros(group.size, group.size, dtype=torch.float64)

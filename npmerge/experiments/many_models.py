@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,7 +21,14 @@ from npmerge.evaluate import Score, score
 from npmerge.experiments import merging
 from npmerge.experiments.merging import Machine
 from npmerge.experiments.profile import Optimisation, Profile, Setting
-from npmerge.many import Pairing, all_to_one, merge_many, score_ensemble, tournament
+from npmerge.many import (
+    Pairing,
+    all_to_one,
+    merge_many,
+    put_away,
+    score_ensemble,
+    tournament,
+)
 from npmerge.results import Outcome, Unit
 from npmerge.symmetry import symmetry
 from npmerge.zoo import BaseModel, Zoo
@@ -66,15 +75,16 @@ def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
         zoo: where the base models are.
         machine: where to run.
     """
-    many = _Many(unit, zoo, machine)
-    many.score_parents()
-    for method in ("permute", "weight_matching", "cca"):
-        many.record(method, partial(all_to_one, many.models, many.aligner(method)))
-    many.record("merge_many", many.merge_many)
-    for alignment in merging.LEARNED:
-        many.record(f"tournament_{alignment}", partial(many.tournament, alignment, _average))
-        many.record(f"np_{alignment}", partial(many.tournament, alignment, many.learn_alpha))
-    many.record("finetune_permute", partial(many.tournament, "permute", many.learn_weights))
+    with tempfile.TemporaryDirectory() as folder:
+        many = _Many(unit, zoo, machine, Path(folder))
+        many.score_parents()
+        for method in ("permute", "weight_matching", "cca"):
+            many.record(method, partial(all_to_one, many.models, many.aligner(method)))
+        many.record("merge_many", many.merge_many)
+        for alignment in merging.LEARNED:
+            many.record(f"tournament_{alignment}", partial(many.tournament, alignment, _average))
+            many.record(f"np_{alignment}", partial(many.tournament, alignment, many.learn_alpha))
+        many.record("finetune_permute", partial(many.tournament, "permute", many.learn_weights))
     return Outcome(many.records, many.details)
 
 
@@ -82,9 +92,12 @@ Merge = Callable[[nn.Module, nn.Module, Pairing], nn.Module]
 
 
 class _Many:
-    """Models that are loaded when they are needed, with the data to merge and score them."""
+    """Models that are loaded when they are needed, with the data to merge and score them.
 
-    def __init__(self, unit: Unit, zoo: Zoo, machine: Machine) -> None:
+    ``raw`` are the base models as the zoo has them; ``models``, in ``folder``, have the batch norm of all the data.
+    """
+
+    def __init__(self, unit: Unit, zoo: Zoo, machine: Machine, folder: Path) -> None:
         self.setting = Setting(**unit.config["setting"])
         self.options = Optimisation(**unit.config["optimisation"])
         self.seed, self.count, self.machine = unit.seed, unit.config["models"], machine
@@ -94,7 +107,10 @@ class _Many:
             progress=machine.label("base models"),
         )  # fmt: skip
         self.train, self.test = self._plain("train"), self._plain("test")
-        self.models = [partial(self._reset, load) for load in self.raw]
+        self.models = [
+            put_away(reset_batchnorm(load(), self.train), folder / f"model{number}.safetensors")
+            for number, load in enumerate(self.raw)
+        ]
         self.groups = symmetry(self.raw[0](), self.data.example().to(machine.device))
         self.records: list[dict[str, Any]] = []
         self.details: dict[str, Any] = {"seconds": {}}
@@ -164,9 +180,6 @@ class _Many:
             lambda model: score(reset_batchnorm(model, reset_data), scored).top1,
         )  # fmt: skip
         return best
-
-    def _reset(self, load: Callable[[], nn.Module]) -> nn.Module:
-        return reset_batchnorm(load(), self.train)
 
     def _plain(self, split: str, indices: Any = None) -> Batches:
         return plain_batches(
