@@ -192,7 +192,7 @@ class _Many:
         )
 
     def _record(self, method: str, found: Sequence[Score]) -> None:
-        column = f"{self.setting.column}, {self.count} models"
+        column = f"{self.setting.split or 'balanced'}, {self.count} models"
         self.records += merging.rows(self.setting, method, found, table=FIGURE, column=column)
 
 
