@@ -3,14 +3,13 @@
 A tournament of pairs, and all to one; both align by permute and take the mean, so that what is counted is what comes
 with the number of models. Time: a merge's share of the whole, loading, writing and reading included; images are those
 that the alignments see. Memory: in a process of its own for each variant, the peak as PyTorch counts its allocations,
-also as a multiple of one model's bytes, and by how much the process's resident set grew.
+also as a multiple of one model's bytes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -76,12 +75,9 @@ def memory(setting: Setting, method: str, variant: str, folder: Path) -> dict[st
     """Memory of a variant; to be called in a fresh process."""
     torch.set_num_threads(setting.threads)
     size = sum(v.nbytes for v in load(setting, folder / "0.safetensors").state_dict().values())
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    prepare(setting, method, variant, folder)()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident
     device = torch.device(setting.device)
     peak = allocated(lambda: prepare(setting, method, variant, folder)(), device).peak
-    return {"peak / model": peak / size, "peak MiB": peak / 2**20, "RSS growth MiB": grown / 1024}
+    return {"peak / model": peak / size, "peak MiB": peak / 2**20}
 
 
 def main() -> None:
