@@ -13,7 +13,8 @@ INSTALLED := $(VENV)/.installed
 
 LEFT_OUT := $(strip $(if $(NPMERGE_DATA),,cifar) $(if $(GPU),,gpu))
 SPACE := $() $()
-MARKERS := $(if $(LEFT_OUT),-m "not $(subst $(SPACE), and not ,$(LEFT_OUT))")
+MARKED := $(patsubst %,and not %,$(LEFT_OUT))
+SIDE_BY_SIDE := $(if $(GPU),,-n auto --dist loadfile)
 
 .DELETE_ON_ERROR:
 .PHONY: help install book test lint bench clean
@@ -47,7 +48,8 @@ test: lint ## everything: lint, unit tests, notebooks, the book and its pages in
 	@rm -rf .cache/test
 	$(BIN)/python tests/browser.py
 	@echo "$(if $(LEFT_OUT),Left out: tests marked $(subst $(SPACE),$(SPACE)and ,$(LEFT_OUT)) (cifar needs NPMERGE_DATA=FOLDER; gpu needs GPU=1).,Nothing is left out.)"
-	$(BIN)/python -m pytest $(MARKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not book $(MARKED)"
+	$(BIN)/python -m pytest -m "book $(MARKED)"
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 bench: $(INSTALLED) ## speed and memory beside what one would use instead

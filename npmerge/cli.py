@@ -19,6 +19,7 @@ from npmerge import experiments
 from npmerge.align import METHODS
 from npmerge.book import BookError, make_book
 from npmerge.data.datasets import DATASETS, DataError, load
+from npmerge.experiments.schedule import duration
 from npmerge.figures import verdict_table
 from npmerge.merge import AGGREGATE
 from npmerge.merge_command import MergeOptions, merge_checkpoints
@@ -91,19 +92,11 @@ STATES = ["done", "running", "missing", "stale", "damaged"]
 def _status(options: argparse.Namespace) -> None:
     found = experiments.status(options.experiment or experiments.ALL, **_selection(options))
     rows = {
-        one.experiment: [*(one.units[state] for state in STATES), _duration(one.seconds)]
+        one.experiment: [*(one.units[state] for state in STATES), duration(one.seconds)]
         for one in found
     }
     shown = pd.DataFrame.from_dict(rows, orient="index", columns=[*STATES, "time left"])
     sys.stdout.write(shown.to_string() + "\n")
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from npmerge import experiments
 from npmerge.experiments.cost import AVERAGE, FINETUNE, NP
-from npmerge.figures import COLORS, family, signed
+from npmerge.experiments.schedule import duration
+from npmerge.figures import COLORS, NOTHING, family, signed
 from npmerge.paper import label
 from npmerge.results import table
 
@@ -207,6 +209,45 @@ def verdict(contents: Sequence[dict[str, Any]]) -> str:
             "times as much."
         )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def expenses(contents: Mapping[str, Sequence[dict[str, Any]]]) -> pd.DataFrame:
+    """What each experiment took, a row a profile and experiment.
+
+    The time of a seed is what its units would take one after the other if each took as long as those measured, with
+    the base models that were trained for them. Units side by side take less.
+
+    Args:
+        contents: the record files of all experiments, by the name of their profile.
+
+    Returns:
+        A table of text; dashes where there is no record.
+    """
+    rows = {}
+    for profile, kept in contents.items():
+        for experiment in experiments.EXPERIMENTS:
+            if whole := len(experiments.units(experiment, profile, [0])):
+                mine = [one for one in kept if one["unit"]["experiment"] == experiment]
+                rows[profile, experiment] = _expense([one["provenance"] for one in mine], whole)
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna(NOTHING)
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["profile", "experiment"])
+    return table
+
+
+def _expense(sources: Sequence[dict[str, Any]], whole: int) -> dict[str, str]:
+    known = {"units a seed": str(whole), "records": str(len(sources) or "none")}
+    if not sources:
+        return known
+    training = sum(source.get("base_models", {}).get("seconds", 0) for source in sources)
+    seconds = training + sum(source["seconds"] for source in sources)
+    peaks = [source["peak_memory_mib"] for source in sources if source["peak_memory_mib"]]
+    return known | {
+        "time a seed": duration(seconds / len(sources) * whole),
+        "peak memory": f"{max(peaks):,.0f} MiB" if peaks else NOTHING,
+        "device": ", ".join(
+            sorted({f"{source['device']}, threads: {source['threads']}" for source in sources})
+        ),
+    }
 
 
 def plot_width(contents: Sequence[dict[str, Any]]) -> Figure:

@@ -10,7 +10,8 @@ from tiny import PROFILE
 
 import npmerge
 from npmerge import experiments
-from npmerge.cli import _duration, main
+from npmerge.cli import main
+from npmerge.experiments.schedule import duration
 
 
 def lines(text: str) -> list[str]:
@@ -115,7 +116,7 @@ def test_status_is_a_table_of_the_experiments_and_a_budget_that_is_over_is_no_er
     [(None, "unknown"), (0, "0 s"), (99, "99 s"), (600, "10 min"), (9000, "2.5 h")],
 )
 def test_a_duration_is_said_in_a_fitting_unit(seconds: float | None, text: str) -> None:
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_data_says_what_a_set_holds(capsys: pytest.CaptureFixture[str]) -> None:

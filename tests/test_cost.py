@@ -175,6 +175,27 @@ def test_memory_counts_what_is_held_and_what_was_there_at_one_time() -> None:
     assert len(there) == 5000
 
 
+def test_expenses_add_up_units_and_the_training_for_them_and_name_what_has_no_record() -> None:
+    def record(trained: int, peak: int | None) -> Content:
+        base = {"trained": trained, "seconds": 120.0 * trained}
+        source = {"seconds": 600.0, "base_models": base, "peak_memory_mib": peak}
+        origin = source | {"device": "CPU", "threads": 2}
+        return {"unit": {"experiment": "same_data"}, "provenance": origin}
+
+    table = cost_figures.expenses({"paper": [record(2, 1500), record(0, None)], "lite": []})
+    units = len(experiments.units("same_data", "paper", [0]))
+    assert table.loc[("paper", "same_data")].to_dict() == {
+        "units a seed": str(units),
+        "records": "2",
+        "time a seed": f"{12 * units} min",
+        "peak memory": "1,500 MiB",
+        "device": "CPU, threads: 2",
+    }
+    assert set(table.index.get_level_values("profile")) == {"paper", "lite"}
+    assert set(table.drop(("paper", "same_data"))["records"]) == {"none"}
+    assert ("lite", "imagenet") not in table.index
+
+
 def test_memory_of_a_model_is_that_of_its_tensors() -> None:
     model = net()
     state = model.state_dict().values()

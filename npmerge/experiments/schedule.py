@@ -49,6 +49,19 @@ def matching(units: Sequence[Unit], pattern: str | None) -> list[Unit]:
     return found
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds as text, in the unit that suits them.
+
+    Args:
+        seconds: ``None`` if nobody knows.
+    """
+    if seconds is None:
+        return "unknown"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class Durations:
     """How long units and the training of base models took, and so how long the next ones will take.
 
