@@ -101,28 +101,6 @@ class Zoo:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def get(
-        self,
-        base: BaseModel,
-        data: ImageSet | ImageNet200,
-        *,
-        device: torch.device | str = "cpu",
-        progress: str | None = None,
-    ) -> nn.Module:
-        """Load a base model, or train it and keep it; see :meth:`get_all`.
-
-        Args:
-            base: what the model is a function of.
-            data: the image set it names.
-            device: where to train it and put it.
-            progress: label of the progress bar; none by default.
-
-        Returns:
-            The model in evaluation mode.
-        """
-        (model,) = self.get_all([base], data, device=device, progress=progress)
-        return model
-
     def get_all(
         self,
         bases: Sequence[BaseModel],

@@ -55,8 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     zoo, data = Zoo(tmp_path_factory.mktemp("zoo")), load("digits", image_size=4)
     recipe = Recipe(1, 100, 0.1, warmup_epochs=0.5)
     bases = [BaseModel("digits", 4, "resnet20", 0.125, recipe, "same", seed) for seed in (0, 1)]
-    for base in bases:
-        zoo.get(base, data)
+    zoo.get_all(bases, data)
     first, second = ((zoo.folder / base.address).read_bytes() for base in bases)
     return first, second
 

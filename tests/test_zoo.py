@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny import assert_same_state, same_parameters
+from torch import nn
 
 from npmerge.data import ImageSet, load
 from npmerge.data.partition import Partition
@@ -25,6 +26,11 @@ def digits() -> ImageSet:
     return load("digits", image_size=4)
 
 
+def get(zoo: Zoo, base: BaseModel, data: ImageSet) -> nn.Module:
+    (model,) = zoo.get_all([base], data)
+    return model
+
+
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("npmerge.zoo.fit_together", lambda *_, **__: pytest.fail("trained"))
 
@@ -33,10 +39,10 @@ def test_a_model_is_trained_once_and_then_read_from_its_file(
     digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zoo = Zoo(tmp_path / "zoo")
-    first = zoo.get(BASE, digits)
+    first = get(zoo, BASE, digits)
     assert [path.name for path in zoo.folder.iterdir()] == [BASE.address]
     no_training(monkeypatch)
-    second = Zoo(tmp_path / "zoo").get(BASE, digits)
+    second = get(Zoo(tmp_path / "zoo"), BASE, digits)
     assert_same_state(first.state_dict(), second.state_dict())
     assert not any(module.training for module in second.modules())
 
@@ -44,19 +50,19 @@ def test_a_model_is_trained_once_and_then_read_from_its_file(
 def test_training_again_elsewhere_gives_the_same_bytes_and_another_seed_does_not(
     digits: ImageSet, tmp_path: Path
 ) -> None:
-    first = Zoo(tmp_path / "x").get(BASE, digits)
+    first = get(Zoo(tmp_path / "x"), BASE, digits)
     torch.manual_seed(17)
-    assert_same_state(first.state_dict(), Zoo(tmp_path / "y").get(BASE, digits).state_dict())
+    assert_same_state(first.state_dict(), get(Zoo(tmp_path / "y"), BASE, digits).state_dict())
     x, y = (tmp_path / name / BASE.address for name in "xy")
     assert x.read_bytes() == y.read_bytes()
-    other = Zoo(tmp_path / "x").get(replace(BASE, seed=4), digits)
+    other = get(Zoo(tmp_path / "x"), replace(BASE, seed=4), digits)
     assert not same_parameters(first, other)
 
 
 def test_only_the_partition_s_images_train_the_model(digits: ImageSet, tmp_path: Path) -> None:
-    everything = Zoo(tmp_path).get(BASE, digits)
+    everything = get(Zoo(tmp_path), BASE, digits)
     part = replace(BASE, partition=Partition("dirichlet", 0, 2, seed=0))
-    some = Zoo(tmp_path).get(part, digits)
+    some = get(Zoo(tmp_path), part, digits)
     assert not same_parameters(everything, some)
 
 
@@ -65,12 +71,12 @@ def test_a_truncated_checkpoint_is_named_in_a_warning_and_made_again(
     kept: int, digits: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     zoo = Zoo(tmp_path)
-    whole = zoo.get(BASE, digits)
+    whole = get(zoo, BASE, digits)
     path = tmp_path / BASE.address
     content = path.read_bytes()
     path.write_bytes(content[:kept])
     with caplog.at_level(logging.WARNING, logger="npmerge"):
-        again = zoo.get(BASE, digits)
+        again = get(zoo, BASE, digits)
     (record,) = caplog.records
     assert f"{path} is damaged" in record.getMessage()
     assert "training it again" in record.getMessage()
@@ -83,8 +89,8 @@ def test_a_checkpoint_says_what_made_it_and_nothing_is_unpickled(
 ) -> None:
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("unpickled"))
     zoo = Zoo(tmp_path)
-    zoo.get(BASE, digits)
-    zoo.get(BASE, digits)
+    get(zoo, BASE, digits)
+    get(zoo, BASE, digits)
     with safe_open(tmp_path / BASE.address, framework="pt") as file:
         made_by = json.loads(file.metadata()["base_model"])
     assert BaseModel(**made_by | {"recipe": Recipe(**made_by["recipe"])}) == BASE
