@@ -9,8 +9,6 @@ from typing import Literal
 
 import pandas as pd
 
-from npmerge.results import COLUMNS
-
 Status = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 
 METHODS = {
@@ -180,13 +178,6 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     if {"permute", "ensemble"} <= set(wide.columns):
         wide["half_gap"] = (wide["permute"] + wide["ensemble"]) / 2
     return wide
-
-
-def paper_scores() -> pd.DataFrame:
-    """The paper's means in the shape of :func:`scores`, with ``"mean"`` as the seed."""
-    rows = numbers()
-    rows = rows[rows["table"].isin(["I", "II", "III"])]
-    return scores(rows.rename(columns={"mean": "value"}).assign(seed="mean")[[*COLUMNS, "seed"]])
 
 
 def judge(claim: Claim, found: pd.DataFrame) -> tuple[Status, str]:

@@ -94,7 +94,7 @@ def test_the_classes_are_the_first_200_synsets_in_sorted_order(tmp_path: Path) -
 
 def test_files_and_labels_are_torchvision_s_without_the_other_classes(folder: Path) -> None:
     data = make(folder)
-    assert data.train_labels.dtype == torch.int64
+    assert data.train.labels.dtype == torch.int64
     for split, half in (("train", data.train), ("val", data.test)):
         whole = datasets.ImageFolder(str(folder / split), allow_empty=True)
         named = [(path, whole.classes[label]) for path, label in whole.samples]
@@ -138,7 +138,7 @@ def test_plain_passes_are_equal_complete_and_in_order(folder: Path) -> None:
     batches = make(folder).plain_batches("train", 5)
     first = epoch(batches)
     assert equal(first, epoch(batches))
-    assert torch.equal(first[1], make(folder).train_labels)
+    assert torch.equal(first[1], make(folder).train.labels)
     assert [len(labels) for _, labels in batches] == [5] * 9 + [3]
     assert (len(batches), batches.images, batches.label_range) == (10, 48, (0, 3))
 
@@ -216,15 +216,15 @@ def test_training_images_are_crops_and_half_of_them_are_flipped(folder: Path) ->
 
 def test_subsets_take_their_own_images_and_the_last_small_batch_is_left_out(folder: Path) -> None:
     data = make(folder)
-    indices = per_class(data.train_labels, 5, seed=0)
+    indices = per_class(data.train.labels, 5, seed=0)
     batches = data.train_batches(8, indices=indices)
     assert (len(batches), batches.images, batches.drop_last) == (2, 16, True)
     assert [len(labels) for _, labels in batches] == [8, 8]
     small = data.train_batches(500, indices=indices[:5])
     assert (len(small), small.images, small.label_range) == (1, 5, (0, 0))
-    kept, aside = holdout(data.train_labels, 0.25, seed=0)
+    kept, aside = holdout(data.train.labels, 0.25, seed=0)
     assert torch.equal(
-        epoch(data.plain_batches("train", 9, indices=aside))[1], data.train_labels[aside]
+        epoch(data.plain_batches("train", 9, indices=aside))[1], data.train.labels[aside]
     )
     assert len(kept) == 36
 
@@ -365,7 +365,7 @@ def test_two_resnet18_from_a_dirichlet_split_are_aligned_merged_and_scored(folde
     """End to end, with the head of 1000 outputs: NP Merge after alignment is above chance and direct averaging."""
     data = make(folder)
     pair: list[nn.Module] = []
-    for seed, indices in enumerate(dirichlet(data.train_labels, seed=2)):
+    for seed, indices in enumerate(dirichlet(data.train.labels, seed=2)):
         generator = torch.Generator().manual_seed(seed)
         model = resnet18(data.classes, WIDTH, image_size=32, generator=generator)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

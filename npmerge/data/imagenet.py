@@ -105,11 +105,6 @@ class ImageNet200:
         self.test = _files(root / "val", self.synsets)
         self._decoders = _Decoders(image_size, workers)
 
-    @property
-    def train_labels(self) -> Tensor:
-        """Labels of all training images, ``int64 (N,)``, for :mod:`npmerge.data.partition`."""
-        return self.train.labels
-
     def first(self, count: int) -> ImageNet200:
         """The set cut to a few images, spread evenly over the classes, for trying something out.
 
