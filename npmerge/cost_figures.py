@@ -15,8 +15,8 @@ from matplotlib.ticker import NullLocator
 from npmerge import experiments
 from npmerge.experiments.cost import AVERAGE, FINETUNE, NP
 from npmerge.experiments.schedule import duration
-from npmerge.figures import COLORS, NOTHING, family, signed
-from npmerge.paper import label
+from npmerge.figures import COLORS, NOTHING, device_text, family
+from npmerge.paper import label, signed
 from npmerge.results import table
 
 TOURNAMENT = "tournament_"
@@ -244,9 +244,7 @@ def _expense(sources: Sequence[dict[str, Any]], whole: int) -> dict[str, str]:
     return known | {
         "time a seed": duration(seconds / len(sources) * whole),
         "peak memory": f"{max(peaks):,.0f} MiB" if peaks else NOTHING,
-        "device": ", ".join(
-            sorted({f"{source['device']}, threads: {source['threads']}" for source in sources})
-        ),
+        "device": ", ".join(sorted(set(map(device_text, sources)))),
     }
 
 

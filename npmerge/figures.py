@@ -192,11 +192,20 @@ def provenance_row(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "record": f"{unit['profile']}/{unit['experiment']}/{unit['setting']}-seed{unit['seed']}",
         "revision": short_revision(source),
-        "device": f"{source['device']}, threads: {source['threads']}",
+        "device": device_text(source),
         "torch": source["versions"]["torch"],
         "seconds": f"{source['seconds']:.0f}",
         "peak memory": f"{source['peak_memory_mib']} MiB",
     }
+
+
+def device_text(provenance: dict[str, Any]) -> str:
+    """The device of a record, and with how many threads.
+
+    Args:
+        provenance: see :func:`npmerge.results.provenance`.
+    """
+    return f"{provenance['device']}, threads: {provenance['threads']}"
 
 
 def short_revision(provenance: dict[str, Any]) -> str:
@@ -359,15 +368,6 @@ def legend_below(figure: Figure, axis: Axes, *, ncols: int = 3, title: str | Non
     figure.legend(
         handles, names, loc="outside lower center", ncols=ncols, frameon=False, title=title
     )
-
-
-def signed(points: float) -> str:
-    """Percentage points with their sign and one decimal.
-
-    Args:
-        points: the number.
-    """
-    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plus_minus(mean: Any, std: Any) -> str:

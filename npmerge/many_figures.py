@@ -41,7 +41,7 @@ def many_scores(contents: Sequence[dict[str, Any]]) -> pd.DataFrame:
     parts = [
         table([content]).assign(
             models=content["config"]["models"],
-            split={None: "balanced"}.get(split := content["config"]["setting"].get("split"), split),
+            split=content["config"]["setting"].get("split") or "balanced",
         )
         for content in contents
     ]

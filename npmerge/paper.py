@@ -196,8 +196,7 @@ def judge(claim: Claim, found: pd.DataFrame) -> tuple[Status, str]:
     margins = {pair: found[pair[0]] - found[pair[1]] for pair in pairs}
     tightest = min(margins, key=lambda pair: margins[pair].mean())
     margin = margins[tightest]
-    number = f"{margin.mean():+.1f}".replace("-", "\N{MINUS SIGN}")
-    evidence = f"{label(tightest[0])} \N{MINUS SIGN} {label(tightest[1])}: {number}"
+    evidence = f"{label(tightest[0])} \N{MINUS SIGN} {label(tightest[1])}: {signed(margin.mean())}"
     if margin.isna().any():
         return "not run", ""
     if len(found) < 2:
@@ -238,6 +237,15 @@ def place_label(dataset: str, model: str, setting: str, examples: object = "") -
     )
     known = {"all": ", all images"} | dict.fromkeys(("", "nan", "None"), "")
     return f"{model}, {dataset}{split}{known.get(str(examples), f', {examples} a class')}"
+
+
+def signed(points: float) -> str:
+    """Percentage points with their sign and one decimal.
+
+    Args:
+        points: the number.
+    """
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def label(method: str) -> str:

@@ -17,11 +17,10 @@ from npmerge.figures import (
     family,
     legend_below,
     mean_std,
-    signed,
     summary,
     summary_of_paper,
 )
-from npmerge.paper import PLACE, label, place_label, scores
+from npmerge.paper import PLACE, label, place_label, scores, signed
 
 TRAINING_IMAGES = {"digits": 130, "cifar10": 5000, "cifar100": 500}
 """Training images a class, rounded."""

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from npmerge.figures import COLORS, legend_below, plus_minus, signed
-from npmerge.paper import PLACE, label, place_label, scores
+from npmerge.figures import COLORS, legend_below, plus_minus
+from npmerge.paper import PLACE, label, place_label, scores, signed
 
 FEW_CLASSES = 20
 """Up to so many classes are drawn one by one."""

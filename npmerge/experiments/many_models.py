@@ -79,7 +79,7 @@ def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
         many = _Many(unit, zoo, machine, Path(folder))
         many.score_parents()
         for method in ("permute", "weight_matching", "cca"):
-            many.record(method, partial(all_to_one, many.models, many.aligner(method)))
+            many.record(method, partial(many.all_to_one, method))
         many.record("merge_many", many.merge_many)
         for alignment in merging.LEARNED:
             many.record(f"tournament_{alignment}", partial(many.tournament, alignment, _average))
@@ -122,9 +122,9 @@ class _Many:
         self._record("ensemble", [score_ensemble(self.models, self.test)])
 
     def record(self, method: str, merge: Callable[[], nn.Module]) -> None:
-        """Merge by a method, reset batch norm and record the score."""
+        """Merge by a method and record the score."""
         start = time.perf_counter()
-        merged = reset_batchnorm(merge(), self.train)
+        merged = merge()
         self.details["seconds"][method] = round(time.perf_counter() - start, 2)
         self._record(method, [score(merged, self.test)])
 
@@ -140,9 +140,14 @@ class _Many:
         ridge = self._ridge()
         return lambda a, b: align.cca(a, b, self.train, groups=self.groups, ridge=ridge)
 
+    def all_to_one(self, alignment: str) -> nn.Module:
+        """The mean of all models aligned to the first, batch norm reset."""
+        return reset_batchnorm(all_to_one(self.models, self.aligner(alignment)), self.train)
+
     def merge_many(self) -> nn.Module:
-        """Git Re-Basin's MergeMany."""
-        return merge_many(self.raw, seed=self.seed, groups=self.groups)
+        """Git Re-Basin's MergeMany, batch norm reset."""
+        merged = merge_many(self.raw, seed=self.seed, groups=self.groups)
+        return reset_batchnorm(merged, self.train)
 
     def tournament(self, alignment: str, merge: Merge) -> nn.Module:
         """A tournament in which each pair is aligned anew, merged, and its batch norm reset."""
