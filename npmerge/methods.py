@@ -1,0 +1,219 @@
+"""A method as a value: what it is called, what it needs and what can be set, registered where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from npmerge.registry import Entry, Option, Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Kind = Literal["align", "aggregate", "correct", "many", "reference"]
+"""What a method does: align B to A, make one model of aligned ones, correct a merged model, make one of many by the
+methods before, or be what merged models are held against."""
+
+KINDS: tuple[Kind, ...] = ("align", "aggregate", "correct", "many", "reference")
+
+Need = Literal["data", "labels", "base"]
+"""What a method may need: training data, their labels too, or a common base that both models were trained from."""
+
+FAMILIES = {
+    "reference": "#6B7280",
+    "averaging": "#4C78A8",
+    "finetune": "#B279A2",
+    "np": "#D1495B",
+    "alignment": "#4C78A8",
+    "correction": "#8C6D31",
+    "many": "#E0A030",
+}
+"""The families of methods, each with a colour that is told from the others without red-green vision."""
+
+GIVEN = frozenset(
+    {"groups", "statistics", "seed", "base", "loss", "mixed_precision", "on_epoch", "progress",
+     "example", "reset_data", "topk", "align", "merge", "folder"}
+)  # fmt: skip
+"""Keywords that :func:`npmerge.merge` fills in; every other keyword of a method is an option of its user's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Entry):
+    """A method of the literature, or of ours.
+
+    Attributes:
+        kind: what it does.
+        label: its name in prose and lists.
+        row: its name in the rows of tables, ``{align}`` standing for the alignment before it: its ``short`` name, or
+            its label where there is nothing else to tell, as for averaging.
+        short: of an alignment, in a row's name; its label by default.
+        family: whose colour it has, a key of :data:`FAMILIES`; another name gets a colour of its own.
+        needs: what it cannot do without.
+        reference: its key in ``references.bib``.
+        ours: whether it is a control that the paper does not have.
+    """
+
+    kind: Kind
+    label: str
+    row: str = ""
+    short: str = ""
+    family: str = ""
+    needs: tuple[Need, ...] = ()
+    reference: str | None = None
+    ours: bool = False
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """What a user may set, by name."""
+        return {name: option for name, option in self.keywords.items() if name not in GIVEN}
+
+    @property
+    def color(self) -> str:
+        """The family's colour."""
+        spare = ("#2A9D8F", "#E9A23B", "#7A5195", "#4F8F6B", "#9C755F", "#2F4B7C")
+        return FAMILIES.get(self.family) or spare[sum(map(ord, self.family)) % len(spare)]
+
+    def describe(self) -> dict[str, Any]:
+        """All that is known of the method, JSON-serialisable."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "label": self.label,
+            "family": self.family,
+            "needs": list(self.needs),
+            "reference": self.reference,
+            "ours": self.ours,
+            "options": {
+                name: {"type": option.type, "default": option.default}
+                for name, option in self.options.items()
+            },
+            "summary": self.summary,
+        }
+
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    "method",
+    Method,
+    ("npmerge.align", "npmerge.aggregate", "npmerge.correct", "npmerge.many", "npmerge.evaluate"),
+)
+"""Every method by its name."""
+
+
+def method(
+    *,
+    kind: Kind,
+    label: str,
+    row: str = "",
+    short: str = "",
+    family: str = "",
+    needs: tuple[Need, ...] = (),
+    reference: str | None = None,
+    ours: bool = False,
+    place: int = 100,
+) -> Callable[[F], F]:
+    """Register the function that is decorated as a method; see :class:`Method` for the words.
+
+    Its name is the method's. What it takes is decided by its kind and by the names of its parameters: an ``align``
+    method is called with ``(a, b, data)`` and returns an :class:`~npmerge.align.Alignment`, an ``aggregate`` method
+    with ``(a, b, data)`` where b is aligned and returns a model or an :class:`~npmerge.aggregate.Aggregated`, a
+    ``correct`` method with ``(model, data)``, a ``many`` method with ``(models)`` (functions that load them), and a
+    ``reference`` with ``(models, data)``. A method without a parameter ``data`` is called without it. Keywords of
+    :data:`GIVEN` are filled in where a method has them; all others are options.
+
+    Raises:
+        ValueError: there is a method of that name.
+    """
+    return METHODS.register(
+        kind=kind, label=label, row=row, short=short, family=family, needs=needs,
+        reference=reference, ours=ours, place=place,
+    )  # fmt: skip
+
+
+def of_kind(kind: Kind) -> dict[str, Method]:
+    """The methods of a kind, by name.
+
+    Args:
+        kind: one of :data:`KINDS`.
+    """
+    return {name: one for name, one in METHODS.items() if one.kind == kind}
+
+
+def find(name: str, kind: Kind) -> Method:
+    """A method by its name.
+
+    Args:
+        name: the method's.
+        kind: what it must be.
+
+    Raises:
+        ValueError: no such method of that kind; the message lists those there are.
+    """
+    known = of_kind(kind)
+    if name not in known:
+        noun = {"align": "alignment", "aggregate": "aggregation", "correct": "correction"}
+        raise ValueError(
+            f"unknown {noun.get(kind, kind)} {name!r}: choose one of {', '.join(known)}"
+        )
+    return known[name]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The methods that made a model, or what it is held against: what a row of a table is about.
+
+    Attributes:
+        aggregate: name of an aggregation, of a way to make one of many that takes none, or of a reference.
+        align: name of the alignment; ``None`` where there is none, as for a reference.
+        tuned: whether an option of the aggregation was chosen on held-out data.
+        correct: what was done after merging.
+        many: how more than two became one; ``None`` for a pair.
+    """
+
+    aggregate: str
+    align: str | None = None
+    tuned: bool = False
+    correct: str | None = "reset_batchnorm"
+    many: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in the rows of tables."""
+        last = METHODS[self.aggregate]
+        text = last.row or last.label
+        if self.align is not None:
+            first = METHODS[self.align]
+            text = (last.row or f"{last.label}-{{align}}").format(
+                align=first.label if last.row == "{align}" else first.short or first.label
+            )
+        if self.tuned:
+            text += ", tuned"
+        if self.correct is None:
+            text += ", not reset"
+        elif self.correct != "reset_batchnorm":
+            text += f", {METHODS[self.correct].label}"
+        if self.many is not None and self.many != self.aggregate:
+            text += f", {METHODS[self.many].label}"
+        ours = self.tuned or last.ours or (self.many is not None and METHODS[self.many].ours)
+        return text + " (ours)" * ours
+
+    @property
+    def color(self) -> str:
+        """The colour of its family."""
+        return METHODS[self.aggregate].color
+
+    @property
+    def family(self) -> str:
+        """The family of its last method."""
+        return METHODS[self.aggregate].family
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Sorts combinations as tables list them."""
+        order = {name: place for place, name in enumerate(METHODS)}
+        last = METHODS[self.aggregate]
+        return (
+            last.place, order[self.aggregate], self.tuned,
+            "" if self.many is None else self.many,
+            -1 if self.align is None else order[self.align], self.correct or "",
+        )  # fmt: skip
