@@ -18,8 +18,8 @@ from torch import nn
 
 from npmerge.device import device_name, synchronize
 from npmerge.models import MODELS, build
-from npmerge.results import provenance, revision
-from npmerge.zoo import write_atomically
+from npmerge.store.files import write_atomically
+from npmerge.store.origins import provenance, revision
 
 CLASSES = 100
 CIFAR_SIZE = 32
@@ -63,10 +63,10 @@ class Report:
     tables: dict[str, Rows] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def table(self, title: str, rows: Rows) -> None:
-        """Print a table; the first row is the baseline."""
+    def table(self, title: str, rows: Rows, *, images: bool = True) -> None:
+        """Print a table, with or without images a second; the first row is the baseline."""
         self.tables[title] = rows
-        _show(title, rows)
+        _show(title, rows, images)
 
     def note(self, text: str) -> None:
         """Print a sentence that belongs to the numbers."""
@@ -87,7 +87,9 @@ class Report:
             "setting": asdict(setting),
             "tables": self.tables,
             "notes": self.notes,
-            "provenance": provenance(device, time.perf_counter() - self.started, self.source),
+            "provenance": provenance(
+                device, seconds=time.perf_counter() - self.started, source=self.source
+            ),
         }
         write_atomically(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
         print(f"\n{path}")
@@ -219,8 +221,9 @@ def _ratios(times: list[float], base: list[float], share: float) -> list[float]:
     return [share * t / b for t, b in zip(times, base, strict=True)]
 
 
-def _show(title: str, rows: Rows) -> None:
-    header = ["", "ms: median (min-max)", "images/s", "time ratio (min-max)", "of fastest"]
+def _show(title: str, rows: Rows, images: bool) -> None:
+    rate = ["images/s"] if images else []
+    header = ["", "ms: median (min-max)", *rate, "time ratio (min-max)", "of fastest"]
     extra = list(next(iter(rows.values())).get("extra", {}))
     table = [header + extra]
     for name, row in rows.items():
@@ -230,7 +233,7 @@ def _show(title: str, rows: Rows) -> None:
             [
                 name,
                 f"{row['ms']:.1f} ({low:.1f}-{high:.1f})",
-                f"{row['images_per_second']:,.0f}",
+                *(f"{row['images_per_second']:,.0f}" for _ in rate),
                 f"{row['ratio']:.3f} ({ratio_low:.2f}-{ratio_high:.2f})",
                 f"{row['ratio_of_fastest']:.3f}",
                 *(f"{row['extra'][key]:.2f}" for key in extra),

@@ -11,10 +11,9 @@ from functools import partial
 import torch
 from _common import Setting, begin, command_line, interleaved, network, random_batches, summary
 
-import npmerge as npm
-from npmerge.align.activations import covariances
-from npmerge.data.batches import stream
-from npmerge.device import channels_last
+from npmerge.align import cca, covariances, permute
+from npmerge.data.streams import stream
+from npmerge.symmetry import find_symmetry
 
 BATCHES = 4
 
@@ -23,14 +22,13 @@ def main() -> None:
     setting, report = begin(command_line(__doc__, batch_size=128, repeats=7), Setting)
     a, b = (network(setting, seed).eval() for seed in (0, 1))
     data = random_batches(setting, BATCHES)
-    groups = npm.symmetry(a, data[0][0][:1])
+    groups = find_symmetry(a, data[0][0][:1])
 
     @torch.no_grad()
     def forward() -> None:
         for images, _ in stream(data, setting.device):
-            batch = channels_last(images)
-            a(batch)
-            b(batch)
+            a(images)
+            b(images)
 
     rows = summary(
         interleaved(
@@ -40,8 +38,8 @@ def main() -> None:
                     covariances, a, b, data, groups=groups, variances_only=True
                 ),
                 "pass for cca": partial(covariances, a, b, data, groups=groups),
-                "permute in full": partial(npm.align.permute, a, b, data),
-                "cca in full": partial(npm.align.cca, a, b, data),
+                "permute in full": partial(permute, a, b, data),
+                "cca in full": partial(cca, a, b, data),
             },
             setting,
         ),

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from npmerge.data.batches import Batches, Data, stream
-from npmerge.data.datasets import Images
-from npmerge.training import Run, fit_together
+from npmerge.data import Batches, Data, Images, stream
+from npmerge.data.streams import size_of
+from npmerge.training import fit
 
 IMAGES = 10_000
 TRAINING_STEPS = 2
@@ -91,15 +91,14 @@ def sources(setting: Setting, count: int) -> dict[str, Data]:
 
 def reading(data: Data, setting: Setting) -> Callable[[], object]:
     """One pass over the batches."""
-    return lambda: sum(len(labels) for _, labels in stream(data, setting.device))
+    return lambda: sum(map(size_of, stream(data, setting.device)))
 
 
 def training(data: Data, setting: Setting) -> Callable[[], object]:
     """One pass of training over them."""
     model = network(setting, 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    run = Run(model, data, optimizer)  # as it is: compiling would begin anew in every round
-    return lambda: fit_together([run], epochs=1, compile=False, recorded=False)
+    return lambda: fit(model, data, optimizer, epochs=1)
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ from torch import nn
 
 from npmerge.aggregate import mean
 from npmerge.align import permute
-from npmerge.checkpoints import load_into, save_state
-from npmerge.data.batches import Data
+from npmerge.data.streams import Data
 from npmerge.many import Models, Pairing, all_to_one, tournament
 from npmerge.memory import allocated
+from npmerge.store.checkpoints import load_into, save_state
 
 COUNTS = (2, 4, 8, 16)
 BATCHES = 2

@@ -1,24 +1,63 @@
 """Merge neural networks that were trained apart: align their neurons, learn how much each parameter counts."""
 
-from npmerge import aggregate, align, data, evaluate, experiments, models
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from npmerge._version import __version__
-from npmerge.batchnorm import reset_batchnorm
-from npmerge.merge import Merged, merge
-from npmerge.symmetry import Group, Slot, SymmetryError, symmetry
+
+if TYPE_CHECKING:
+    from npmerge import aggregate, align, correct, data, evaluate, experiments, many, models
+    from npmerge.correct import reset_batchnorm
+    from npmerge.merging import Choice, HeldOut, Merged, merge
+    from npmerge.methods import METHODS, method
+    from npmerge.symmetry import Group, Slot, SymmetryError, find_symmetry
 
 __all__ = [
+    "METHODS",
+    "Choice",
     "Group",
+    "HeldOut",
     "Merged",
     "Slot",
     "SymmetryError",
     "__version__",
     "aggregate",
     "align",
+    "correct",
     "data",
     "evaluate",
     "experiments",
+    "find_symmetry",
+    "many",
     "merge",
+    "method",
     "models",
     "reset_batchnorm",
-    "symmetry",
 ]
+
+_PLACES = {
+    "METHODS": "npmerge.methods",
+    "method": "npmerge.methods",
+    "Choice": "npmerge.merging",
+    "HeldOut": "npmerge.merging",
+    "Merged": "npmerge.merging",
+    "merge": "npmerge.merging",
+    "Group": "npmerge.symmetry",
+    "Slot": "npmerge.symmetry",
+    "SymmetryError": "npmerge.symmetry",
+    "find_symmetry": "npmerge.symmetry",
+    "reset_batchnorm": "npmerge.correct",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for, and not before: the command line answers without PyTorch."""
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    if name in __all__:
+        return import_module(f"npmerge.{name}")
+    raise AttributeError(f"module 'npmerge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

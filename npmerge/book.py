@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -15,16 +16,27 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from npmerge.experiments import load_profile, units
-from npmerge.figures import plot_methods, style
+import npmerge
+from npmerge.experiments import cells, load_profile
+from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
-from npmerge.results import Results, table
+from npmerge.report.plots import plot_methods, style
+from npmerge.report.words import NOTHING, seeds_text
+from npmerge.store.records import Records
 
 log = logging.getLogger(__name__)
 
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
 SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
 EXPERIMENT = "same_data"  # the one on the first page
+PACKAGES = ("npmerge.experiments", "npmerge.models", "npmerge.data")
+"""Packages that have functions of their own."""
+OPTIONS = ("   :members:", "   :ignore-module-all:")
+"""Of the API page's modules."""
+MARK = ".npmerge-book"
+"""A file that says that a folder is ours to empty."""
+METHODS_HERE, MODULES_HERE = "% methods", "% modules"
+"""Lines of the API page that stand for what is made from the registry and from the package."""
 
 
 class BookError(RuntimeError):
@@ -53,16 +65,22 @@ def make_book(
         The first page, ``<output>/html/index.html``.
 
     Raises:
-        BookError: the sources are not there, a notebook failed, or Jupyter Book warned or failed.
+        BookError: the sources are not there, the output is a folder with something else in it, a notebook failed, or
+            Jupyter Book warned or failed.
         FileNotFoundError, ValueError: no records for the first page's figure; see :func:`draw_result`.
     """
     root, output = Path(root).resolve(), Path(output).resolve()
     missing = [name for name in SOURCES if not (root / name).exists()]
     if missing:
         raise BookError(f"{root} is not the project's folder: {missing[0]} is not there")
+    if output.exists() and not (output / MARK).exists() and any(output.iterdir()):
+        raise BookError(
+            f"{output} is not empty and holds no book of ours: give another folder, or empty it yourself"
+        )
     stage = output / "source"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
+    (output / MARK).touch()
     for name in SOURCES:
         source = root / name
         if source.is_dir():
@@ -71,10 +89,54 @@ def make_book(
             )
         else:
             shutil.copy(source, stage / name)
+    page = stage / "book" / "api.md"
+    page.write_text(api_page(page.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
         execute(notebook, notebook, parameters, progress=progress)
     draw_result(stage, parameters)
     return _render(stage, output)
+
+
+def api_page(text: str) -> str:
+    """The API page with the table of methods and the modules of every room.
+
+    Args:
+        text: Markdown with the lines :data:`METHODS_HERE` and :data:`MODULES_HERE`.
+    """
+    rows = [
+        f"| {{py:func}}`~{one.module}.{one.name}` | {one.kind} | {one.label} | {', '.join(one.needs) or NOTHING} "
+        f"| {', '.join(f'`{name}={option.default!r}`' for name, option in one.options.items()) or NOTHING} "
+        f"| {f'{{cite:p}}`{one.reference}`' if one.reference else NOTHING} |"
+        for kind in KINDS
+        for one in of_kind(kind).values()
+    ]
+    head = "| Name | Kind | Label | Needs | Options | Source |\n|---|---|---|---|---|---|\n"
+    rooms: dict[str, list[str]] = {}
+    for name in public_modules():
+        _, _, below = name.partition(".")
+        room, dot, _ = below.partition(".")
+        rooms.setdefault(f"npmerge.{room}" if dot else "npmerge", []).append(name)
+    parts = []
+    for room, modules in sorted(rooms.items()):
+        lines = [
+            line
+            for name in modules
+            for line in (f".. automodule:: {name}", "   :members:", "   :ignore-module-all:", "")
+        ]
+        parts.append("\n".join([f"## {room}", "", "```{eval-rst}", *lines, "```", ""]))
+    return text.replace(METHODS_HERE, head + "\n".join(rows)).replace(
+        MODULES_HERE, "\n".join(parts)
+    )
+
+
+def public_modules() -> list[str]:
+    """The modules of the package, by their names; packages are shown by what is in them."""
+    found = [
+        one.name
+        for one in pkgutil.walk_packages(npmerge.__path__, "npmerge.")
+        if not one.ispkg or one.name in PACKAGES
+    ]
+    return sorted(name for name in found if "._" not in name)
 
 
 def execute(
@@ -159,22 +221,21 @@ def draw_result(stage: Path, parameters: dict[str, Any]) -> Path:
         ValueError: a record file is damaged.
     """
     for profile in ("paper", "lite"):
-        contents = Results(stage / "results").read(profile, EXPERIMENT)
+        contents = Records(stage / "results").read(profile, EXPERIMENT)
         if contents:
             break
     else:
         given = validated(parameters)
         profile = given.profile
-        made = Results(stage / "notebooks" / given.results)
-        contents = made.read(profile, EXPERIMENT, units(EXPERIMENT, profile, given.seeds))
-    rows = table(contents)
-    seeds = rows["seed"].nunique()
-    title = f"profile {profile}, {seeds} seed{'s' * (seeds > 1)}\n{load_profile(profile).title}"
+        made = Records(stage / "notebooks" / given.results)
+        contents = made.read(profile, EXPERIMENT, cells(EXPERIMENT, profile, given.seeds))
+    seeds = seeds_text(record.cell.seed for record in contents)
+    title = f"profile {profile}, {seeds}\n{load_profile(profile).title}"
     target = stage / "book" / "_static" / "result.png"
     mpl.use("agg")
     with plt.rc_context():
         style()
-        figure = plot_methods(rows, title)
+        figure = plot_methods(contents, title)
         figure.savefig(target, dpi=160)
         plt.close(figure)
     return target

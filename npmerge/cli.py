@@ -1,37 +1,40 @@
-"""The command line: ``npmerge run | status | merge | book | claims | data``."""
+"""The command line: ``npmerge run | status | records | methods | merge | book | claims | data``.
+
+Nothing here imports PyTorch before a command's work begins, so that names, help and wrong arguments answer at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from tqdm.contrib.logging import logging_redirect_tqdm
+from npmerge._version import __version__
+from npmerge.catalogue import (
+    ALL,
+    DATASETS,
+    MODELS,
+    check_profile,
+    check_seeds,
+    chosen_experiments,
+    experiment_names,
+    profile_names,
+)
+from npmerge.merge_command import MergeOptions, check_request
+from npmerge.methods import KINDS, of_kind
 
-import npmerge
-from npmerge import experiments
-from npmerge.align import METHODS
-from npmerge.book import BookError, make_book
-from npmerge.data.datasets import DATASETS, DataError, load
-from npmerge.experiments.schedule import duration
-from npmerge.figures import verdict_table
-from npmerge.merge import AGGREGATE
-from npmerge.merge_command import MergeOptions, merge_checkpoints
-from npmerge.models import MODELS
-from npmerge.paper import CLAIMS, verdicts
-from npmerge.parameters import validated
-from npmerge.results import Results, table
-from npmerge.training import OutOfMemoryError, TrainingError
+if TYPE_CHECKING:
+    from npmerge.run.engine import Progress
 
-log = logging.getLogger("npmerge")
-
-EXPERIMENTS = ", ".join([experiments.ALL, *experiments.EXPERIMENTS])
+PROGRAM = "npmerge"
+DEVICES = re.compile(r"auto|[a-z]+(:\d+)?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,70 +51,181 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s"
     )
     try:
-        with logging_redirect_tqdm():
-            options.command(options)
-    except (ValueError, DataError, BookError, TrainingError, OutOfMemoryError, OSError) as error:
-        sys.stderr.write(f"npmerge: {error}\n")
+        options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        if not _expected(error):
+            raise
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"npmerge: stopped; {options.stopped}\n")
+        sys.stderr.write(f"{PROGRAM}: stopped; {options.stopped}\n")
         return 130
     return 0
 
 
+def _expected(error: Exception) -> bool:
+    """Whether an error is one that its message explains: a wrong argument, or one of npmerge's own."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("npmerge.")
+
+
 def _run(options: argparse.Namespace) -> None:
-    paths = experiments.run(
-        options.experiment,
-        **_selection(options),
-        recompute=options.recompute,
-        deterministic=options.deterministic,
-        at_once=options.at_once,
-        dry_run=options.dry_run,
-        time_budget=options.time_budget,
-        progress=not options.quiet,
-    )
+    _check_cells(options)
+    if options.time_budget is not None and not options.time_budget > 0:
+        raise ValueError(f"time_budget is {options.time_budget:g}: give more than 0")
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from npmerge.run.engine import run_experiments
+
+    with logging_redirect_tqdm():
+        paths = run_experiments(
+            options.experiment,
+            **_selection(options),
+            recompute=options.recompute,
+            deterministic=options.deterministic,
+            workers=options.workers,
+            dry_run=options.dry_run,
+            time_budget=options.time_budget,
+            progress=not options.quiet,
+        )
     for path in paths:
         sys.stdout.write(f"{path}\n")
 
 
 def _selection(options: argparse.Namespace) -> dict[str, Any]:
-    """Which units, where they run and where their files are."""
+    """Which cells, where they run and where their files are."""
     return {
         "profile": options.profile,
         "seeds": options.seeds,
-        "pattern": options.units,
+        "pattern": options.cells,
         "device": options.device,
         "results": options.results,
         "zoo": options.zoo,
     }
 
 
-STATES = ["done", "running", "missing", "stale", "damaged"]
+def _check_cells(options: argparse.Namespace) -> None:
+    """Find out what is wrong with the arguments before anything slow is imported."""
+    chosen_experiments(options.experiment or ALL)
+    check_profile(options.profile)
+    check_seeds(options.seeds)
+    _check_device(options.device)
+    from npmerge.experiments import cells
+    from npmerge.experiments.listing import matching
+
+    matching(cells(options.experiment or ALL, options.profile, options.seeds), options.cells)
+
+
+def _check_device(device: str) -> None:
+    if not DEVICES.fullmatch(device):
+        raise ValueError(f"device is {device!r}: give auto, cpu, cuda, cuda:1, ...")
 
 
 def _status(options: argparse.Namespace) -> None:
-    found = experiments.status(options.experiment or experiments.ALL, **_selection(options))
-    rows = {
-        one.experiment: [*(one.units[state] for state in STATES), duration(one.seconds)]
-        for one in found
-    }
-    shown = pd.DataFrame.from_dict(rows, orient="index", columns=[*STATES, "time left"])
-    sys.stdout.write(shown.to_string() + "\n")
+    _check_cells(options)
+    from npmerge.run.engine import status_of
+    from npmerge.store.records import STATES
+
+    found = status_of(options.experiment or ALL, **_selection(options))
+    rows = [["", *STATES, "time left"]]
+    rows += [
+        [one.experiment, *(str(one.cells[state]) for state in STATES), _left(one)] for one in found
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells_ = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
+        sys.stdout.write("  ".join([first.ljust(widths[0]), *cells_]) + "\n")
+    for name, reason in (pair for one in found for pair in one.failed.items()):
+        sys.stdout.write(f"failed: {name}: {reason}\n")
+
+
+def _left(one: Progress) -> str:
+    from npmerge.report.words import duration
+
+    return duration(one.seconds)
+
+
+def _records(options: argparse.Namespace) -> None:
+    if options.profile:
+        check_profile(options.profile)
+    from npmerge.store.records import COLUMNS, Records, flat
+
+    records = Records(options.results)
+    profiles = [options.profile] if options.profile else profile_names()
+    rows = [
+        row
+        for profile in profiles
+        for experiment in experiment_names()
+        for row in flat(records.whole(profile, experiment))
+    ]
+    if options.csv:
+        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return
+    for row in rows:
+        about = "/".join(str(row[name]) for name in COLUMNS[:4])
+        what = " ".join(str(row[name]) for name in ("many", "align", "aggregate") if row[name])
+        sys.stdout.write(f"{about}: {what}: {row['metric']} {row['value']:.4f}\n")
+
+
+def _methods(options: argparse.Namespace) -> None:
+    every = [one for kind in KINDS for one in of_kind(kind).values()]
+    if options.json:
+        sys.stdout.write(json.dumps([one.describe() for one in every], indent=1) + "\n")
+        return
+    rows = [["name", "kind", "family", "needs", "options", "reference"]]
+    rows += [
+        [
+            one.name,
+            one.kind,
+            one.family,
+            ", ".join(one.needs) or "-",
+            ", ".join(f"{name}={option.default}" for name, option in one.options.items()) or "-",
+            one.reference or "-",
+        ]
+        for one in every
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def _merge(options: argparse.Namespace) -> None:
-    device = experiments.pick_device(options.device)
-    choices = MergeOptions(
-        **{field.name: getattr(options, field.name) for field in fields(MergeOptions)}
+    _check_device(options.device)
+    request = MergeOptions(
+        model=options.model,
+        data=options.data,
+        width=options.width,
+        image_size=options.image_size,
+        align=options.align,
+        aggregate=options.aggregate,
+        correct=None if options.correct == "none" else options.correct,
+        many=options.many,
+        options={
+            kind: _pairs(getattr(options, f"{kind}_option"))
+            for kind in ("align", "aggregate", "correct", "many")
+        },
+        batch_size=options.batch_size,
+        seed=options.seed,
     )
+    for name in ("epochs", "lr"):
+        if getattr(options, name) is not None:
+            request.options["aggregate"][name] = getattr(options, name)
+    check_request(options.checkpoints, options.output, request, force=options.force)
+    from npmerge.device import pick_device
+    from npmerge.merge_command import merge_checkpoints
+
     if "" not in sys.path:  # factories of the current folder
         sys.path.insert(0, "")
     scores = merge_checkpoints(
-        options.a,
-        options.b,
+        options.checkpoints,
         options.output,
-        choices,
-        device=device,
+        request,
+        device=pick_device(options.device),
         force=options.force,
         progress=not options.quiet,
     )
@@ -121,7 +235,28 @@ def _merge(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{options.output}\n")
 
 
+def _pairs(given: Sequence[str]) -> dict[str, Any]:
+    """Options from ``NAME=VALUE``; a value that is no number, list or other literal is text."""
+    import ast
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"option {text!r} has no value: write NAME=VALUE")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
 def _book(options: argparse.Namespace) -> None:
+    _check_device(options.device)
+    check_profile(options.profile)
+    check_seeds(options.seeds)
+    from npmerge.parameters import validated
+
     parameters = validated(
         {
             "profile": options.profile,
@@ -132,6 +267,8 @@ def _book(options: argparse.Namespace) -> None:
             "zoo": str(Path(options.zoo).resolve()),
         }
     )
+    from npmerge.book import make_book
+
     page = make_book(
         parameters.model_dump(mode="json"),
         root=options.root,
@@ -142,28 +279,44 @@ def _book(options: argparse.Namespace) -> None:
 
 
 def _claims(options: argparse.Namespace) -> None:
-    results = Results(options.results)
-    names = experiments.names(options.experiment or experiments.ALL)
-    contents = {name: results.read(options.profile, name) for name in names}
+    asked = chosen_experiments(options.experiment or ALL)
+    check_profile(options.profile)
+    from npmerge.store.records import Records
+
+    records = Records(options.results)
+    contents = {name: list(records.whole(options.profile, name)) for name in asked}
     if not any(contents.values()):
-        asked = " ".join(options.experiment) or experiments.ALL
+        words = " ".join(options.experiment) or ALL
         raise ValueError(
-            f"no records of {', '.join(names)} at {options.profile!r} in {results.folder}: "
-            f"run `npmerge run {asked} --profile {options.profile}` first"
+            f"no records of {', '.join(asked)} at {options.profile!r} in {records.folder}: "
+            f"run `npmerge run {words} --profile {options.profile}` first"
         )
-    for name, records in contents.items():
+    from npmerge.report.claims import CLAIMS
+    from npmerge.report.pages import stale, verdict_tables
+
+    for name, found in contents.items():
         if not CLAIMS.get(name):
             continue
-        if not records:
+        if not found:
             sys.stdout.write(f"{name}: no records\n")
             continue
-        found = verdicts(name, table(records))
-        for column in ("status", "evidence"):
-            sys.stdout.write(verdict_table(found, column).to_string() + "\n")
+        old = stale(found)
+        if old:
+            sys.stdout.write(
+                f"{name}: {len(old)} of {len(found)} records were made under another configuration and are left out\n"
+            )
+        today = [record for record in found if record not in old]
+        for one in verdict_tables(today) if today else []:
+            sys.stdout.write(one.to_string() + "\n")
 
 
 def _data(options: argparse.Namespace) -> None:
-    for name in options.name or DATASETS:
+    chosen = [DATASETS[name].name for name in options.name] or [
+        name for name, one in DATASETS.items() if one.at_hand
+    ]
+    from npmerge.data import load
+
+    for name in chosen:
         data = load(name)
         sys.stdout.write(
             f"{name}: {len(data.train.labels)} training and {len(data.test.labels)} test images, "
@@ -172,51 +325,61 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="npmerge", description=npmerge.__doc__)
-    parser.add_argument("--version", action="version", version=f"npmerge {npmerge.__version__}")
-    parser.set_defaults(stopped="finished units are kept, the same command goes on from there")
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Merge neural networks that were trained apart."
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.set_defaults(stopped="finished cells are kept, the same command goes on from there")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    experiments = ", ".join([ALL, *experiment_names()])
 
-    run = commands.add_parser("run", help="run experiments; finished units are kept")
-    run.add_argument("experiment", nargs="+", metavar="EXPERIMENT", help=EXPERIMENTS)
-    _add_experiment_options(run)
-    _add_units(run)
+    run = commands.add_parser("run", help="run experiments; finished cells are kept")
+    run.add_argument("experiment", nargs="+", metavar="EXPERIMENT", help=experiments)
+    _add_recompute(run)
+    _add_places(run)
+    _add_cells(run)
     run.add_argument(
-        "--time-budget",
-        type=float,
-        metavar="SECONDS",
+        "--time-budget", type=float, metavar="SECONDS",
         help="begin nothing that would not end in time; the same command goes on from there",
-    )
+    )  # fmt: skip
     run.add_argument(
-        "--deterministic",
-        action="store_true",
+        "--deterministic", action="store_true",
         help="the same bits in every run on this device: slower on a GPU, free on a CPU",
-    )
+    )  # fmt: skip
     run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="rehearse every unit with one epoch of two batches and keep nothing",
-    )
+        "--dry-run", action="store_true",
+        help="rehearse every cell with one epoch of two batches and keep nothing",
+    )  # fmt: skip
     run.add_argument(
-        "--at-once",
-        type=int,
-        metavar="N",
-        help="models to train at the same time (default: 1 on a CPU, 16 on a GPU)",
-    )
+        "--workers", type=int, metavar="N",
+        help="processes that do cells side by side (default: as the cores allow on a CPU, 1 on a GPU)",
+    )  # fmt: skip
     run.set_defaults(command=_run)
 
-    status = commands.add_parser("status", help="count what is done, running and missing")
+    status = commands.add_parser("status", help="count what is done, running, missing and failed")
     status.add_argument(
-        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{EXPERIMENTS} (default: ALL)"
+        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{experiments} (default: ALL)"
     )
-    _add_units(status)
+    _add_cells(status)
     _add_places(status)
     status.set_defaults(command=_status)
 
-    _add_merge(commands.add_parser("merge", help="merge two checkpoints into a third"))
+    records = commands.add_parser("records", help="print every number with where it comes from")
+    records.add_argument("--profile", help=f"{', '.join(profile_names())} (default: all)")
+    records.add_argument("--csv", action="store_true", help="as comma-separated values")
+    _add_results(records)
+    records.set_defaults(command=_records)
+
+    methods = commands.add_parser("methods", help="list the methods and what they need")
+    methods.add_argument("--json", action="store_true", help="with their options and summaries")
+    methods.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
+    methods.set_defaults(command=_methods)
+
+    _add_merge(commands.add_parser("merge", help="merge checkpoints into one"))
 
     book = commands.add_parser("book", help="execute the notebooks and render the book")
-    _add_experiment_options(book)
+    _add_recompute(book)
+    _add_places(book)
     book.add_argument(
         "--root", default=".", metavar="DIR", help="the project's folder (default: this one)"
     )
@@ -227,10 +390,10 @@ def _parser() -> argparse.ArgumentParser:
 
     claims = commands.add_parser("claims", help="hold the paper's claims against the records")
     claims.add_argument(
-        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{EXPERIMENTS} (default: ALL)"
+        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{experiments} (default: ALL)"
     )
     claims.add_argument(
-        "--profile", default="digits", help=f"{', '.join(experiments.PROFILES)} (default: digits)"
+        "--profile", default="digits", help=f"{', '.join(profile_names())} (default: digits)"
     )
     _add_results(claims)
     claims.set_defaults(command=_claims)
@@ -243,30 +406,47 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_merge(merge: argparse.ArgumentParser) -> None:
-    merge.add_argument("a", metavar="A", help="state dict of model A: .safetensors, .pt or .pth")
-    merge.add_argument("b", metavar="B", help="of model B, of the same architecture")
+    def listed(kind: Any) -> str:
+        return "; ".join(
+            name + f" (needs {', '.join(one.needs)})" * bool(one.needs)
+            for name, one in of_kind(kind).items()
+        )
+
     merge.add_argument(
-        "--output",
-        required=True,
-        metavar="FILE",
+        "checkpoints", nargs="+", metavar="CHECKPOINT",
+        help="two or more state dicts of one architecture: .safetensors, .pt or .pth; the first is model A",
+    )  # fmt: skip
+    merge.add_argument(
+        "--output", required=True, metavar="FILE",
         help="the merged model (.safetensors); NP Merge's alpha goes to .alpha.safetensors beside it",
-    )
+    )  # fmt: skip
     merge.add_argument(
-        "--model",
-        required=True,
+        "--model", required=True,
         help=f"{', '.join(MODELS)}, or package.module:factory, called as factory(classes)",
-    )
+    )  # fmt: skip
     merge.add_argument("--width", type=float, help="of a named model (default: 1)")
     merge.add_argument("--data", required=True, help=", ".join(DATASETS))
     merge.add_argument("--image-size", type=int, metavar="N", help="average-pool to N pixels")
+    merge.add_argument("--align", default="permute", help=f"{listed('align')} (default: permute)")
     merge.add_argument(
-        "--align", default="permute", help=f"{', '.join(METHODS)} (default: permute)"
+        "--aggregate", default="np_merge", help=f"{listed('aggregate')} (default: np_merge)"
     )
-    merge.add_argument("--aggregate", default="np", help=f"{', '.join(AGGREGATE)} (default: np)")
-    merge.add_argument("--epochs", type=int, default=10, metavar="N", help="default: 10")
     merge.add_argument(
-        "--lr", type=float, default=0.01, help="Adam's learning rate (default: 0.01)"
+        "--correct", default="reset_batchnorm",
+        help=f"{listed('correct')}; none (default: reset_batchnorm)",
+    )  # fmt: skip
+    merge.add_argument(
+        "--many", help=f"how more than two become one: {listed('many')} (default: tournament)"
     )
+    for kind in ("align", "aggregate", "correct", "many"):
+        merge.add_argument(
+            f"--{kind}-option", action="append", default=[], metavar="NAME=VALUE",
+            help=f"of the method of --{kind}; `npmerge methods` lists them",
+        )  # fmt: skip
+    merge.add_argument(
+        "--epochs", type=int, metavar="N", help="of learning (default: the method's)"
+    )
+    merge.add_argument("--lr", type=float, help="of learning (default: the method's)")
     merge.add_argument("--batch-size", type=int, default=500, metavar="N", help="default: 500")
     merge.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     merge.add_argument(
@@ -277,22 +457,20 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.set_defaults(command=_merge, stopped="nothing was written")
 
 
-def _add_units(parser: argparse.ArgumentParser) -> None:
+def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--units",
-        metavar="PATTERN",
+        "--cells", metavar="PATTERN",
         help="only these, a shell pattern such as 'disjoint_splits/*dirichlet*' (default: all)",
-    )
+    )  # fmt: skip
 
 
-def _add_experiment_options(parser: argparse.ArgumentParser) -> None:
+def _add_recompute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recompute", action="store_true", help="make every record again")
-    _add_places(parser)
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--profile", default="digits", help=f"{', '.join(experiments.PROFILES)} (default: digits)"
+        "--profile", default="digits", help=f"{', '.join(profile_names())} (default: digits)"
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2"
@@ -301,19 +479,15 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
     )
     parser.add_argument(
-        "--zoo",
-        default=os.environ.get("NPMERGE_ZOO", "zoo"),
-        metavar="DIR",
+        "--zoo", default=os.environ.get("NPMERGE_ZOO", "zoo"), metavar="DIR",
         help="folder of the base models",
-    )
+    )  # fmt: skip
     _add_results(parser)
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results",
-        default=os.environ.get("NPMERGE_RESULTS", "results"),
-        metavar="DIR",
+        "--results", default=os.environ.get("NPMERGE_RESULTS", "results"), metavar="DIR",
         help="folder of the records",
-    )
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress")

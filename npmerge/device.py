@@ -1,4 +1,4 @@
-"""What differs between devices, in one place: precision, recorded steps, streams, compilation, memory, determinism.
+"""What differs between devices, in one place: precision, kernels, threads, memory, random numbers.
 
 Every function here does its work on a CPU too, by a plain path beside the CUDA one; the rest of the library names no
 device.
@@ -7,17 +7,12 @@ device.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,14 +46,56 @@ def channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
-def gains(device: torch.device) -> bool:
-    """Whether mixed precision, compilation and recorded steps are worth their cost by default: on CUDA."""
-    return device.type == "cuda"
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes faster in bfloat16 than in float32: its hardware says so.
+
+    Args:
+        device: CUDA from Ampere on, or a CPU with AVX512-BF16 or AMX-BF16; others do not gain.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        found = capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # before PyTorch 2.12
+    return any(getattr(torch.cpu, question, bool)() for question in questions)
 
 
-def models_at_once(device: torch.device) -> int:
-    """How many models to train together by default: one on a CPU, which a single one keeps busy; 16 on CUDA."""
-    return 16 if device.type == "cuda" else 1
+def kernels_label(device: torch.device) -> str:
+    """What decides, on equal versions and threads, which kernels run and so the last bits: ``"cpu-AVX2"``.
+
+    Args:
+        device: a CPU is named by its vector instructions, CUDA by its architecture, e.g. ``"cuda-sm_90"``.
+    """
+    if device.type == "cpu":
+        return f"cpu-{torch.backends.cpu.get_cpu_capability().replace(' ', '-')}"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda-sm_{major}{minor}"
+    return device.type
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute on so many CPU threads for a while; the number decides the last bits of sums.
+
+    Args:
+        count: ``None`` leaves it as it is.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"threads is {count}: it must be at least 1")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before if count is None else count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def autocast(
@@ -68,9 +105,9 @@ def autocast(
 
     Args:
         device: where the model runs.
-        enabled: by default where the device gains from it (CUDA).
+        enabled: by default where the device gains from it; see :func:`gains_from_bfloat16`.
     """
-    if not (gains(device) if enabled is None else enabled):
+    if not (gains_from_bfloat16(device) if enabled is None else enabled):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
@@ -143,81 +180,26 @@ def kernels(*, deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:]
 
 
-def record(
-    step: Callable[..., Tensor], inputs: Sequence[Tensor], device: torch.device
-) -> Callable[[], Tensor]:
-    """Record the kernels of one call, to launch them again all at once (a CUDA graph).
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of PyTorch's own random generators, the CPU's and the device's.
 
     Args:
-        step: works on its inputs in place of fresh ones; must not wait for the device.
-        inputs: to be filled anew before each call of the result.
-        device: where they are.
-
-    Returns:
-        Does what ``step(*inputs)`` does, and returns the same tensor every time. On a CPU it simply calls ``step``.
+        device: where a model runs.
     """
-    if device.type != "cuda":
-        return lambda: step(*inputs)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):  # records, and does not run
-        output = step(*inputs)
-
-    def replay() -> Tensor:
-        graph.replay()
-        return output
-
-    return replay
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
-def side_by_side(jobs: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
-    """Call some independent jobs; on CUDA each on a stream of its own, so that small kernels fill the device together.
+def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
+    """Put PyTorch's own random generators where they were.
 
     Args:
-        jobs: may use what was made on the current stream before.
-        device: where they run.
-
-    Returns:
-        Their results, for use on the current stream.
+        states: from :func:`random_states`, of a device of that kind.
+        device: where a model runs.
     """
-    if device.type != "cuda" or len(jobs) < 2:
-        return [job() for job in jobs]
-    here = torch.cuda.current_stream(device)
-    new_stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
-    streams = [new_stream(device) for _ in jobs]
-    results = []
-    for job, stream in zip(jobs, streams, strict=True):
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            results.append(job())
-    for stream in streams:
-        here.wait_stream(stream)
-    return results
-
-
-def compiled(
-    function: Callable[..., Tensor], example: Callable[[], Sequence[Any]]
-) -> Callable[..., Tensor]:
-    """``torch.compile`` a differentiable function, once it has been seen to work here.
-
-    Args:
-        function: returns a loss, or losses.
-        example: makes arguments to try it on, forward and backward; what is written into them is of no interest.
-
-    Returns:
-        The compiled function, or with a warning the function itself where compiling fails, for want of a compiler say.
-    """
-    fast: Callable[..., Tensor] = torch.compile(function)
-    try:
-        torch.autograd.backward(fast(*example()).sum())
-    except Exception as error:  # noqa: BLE001 - whatever a tool chain can raise; the plain function is as good
-        first = str(error).strip().splitlines()[:1]
-        log.warning(
-            "torch.compile does not work here (%s: %s): going on without it",
-            type(error).__name__,
-            *(first or [""]),
-        )
-        return function
-    return fast
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def synchronize(device: torch.device) -> None:

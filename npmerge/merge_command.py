@@ -1,44 +1,47 @@
-"""Merge two checkpoint files into a third: what ``npmerge merge`` does."""
+"""Merge checkpoint files into one: what ``npmerge merge`` does."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from npmerge._version import __version__
+from npmerge.catalogue import DATASETS, MODELS
+from npmerge.methods import Kind, find
+from npmerge.store.files import probe, write_atomically
 
-import npmerge
-from npmerge import align as alignments
-from npmerge.aggregate import finetune, mean, np_merge
-from npmerge.batchnorm import reset_batchnorm
-from npmerge.checkpoints import load_into, save_state
-from npmerge.data import ImageSet, load, plain_batches, train_batches
-from npmerge.evaluate import Ensemble, Score, score
-from npmerge.merge import AGGREGATE
-from npmerge.models import MODELS, build
-from npmerge.zoo import write_atomically
+if TYPE_CHECKING:  # what is wrong with a request is said before PyTorch is imported
+    import torch
+    from torch import Tensor, nn
+
+    from npmerge.data import ImageData
+    from npmerge.evaluate import Score
+
+STEPS: tuple[Kind, ...] = ("align", "aggregate", "correct", "many")
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How two checkpoints are merged.
+    """How checkpoints are merged.
 
     Attributes:
-        model: ``"vgg11"``, ``"resnet20"``, or ``"package.module:factory"``, called as ``factory(classes)``.
+        model: a name of :data:`npmerge.catalogue.MODELS`, or ``"package.module:factory"``, called as
+            ``factory(classes)``.
         data: name of the image set.
         width: of a named model, 1 by default; a factory has its own.
         image_size: average-pool the images to this height and width in pixels; as they are by default.
-        align: how B is aligned, a key of ``npmerge.align.METHODS``.
-        aggregate: ``"np"``, ``"mean"`` or ``"finetune"``.
-        epochs: passes over the training images, for ``"np"`` and ``"finetune"``.
-        lr: Adam's learning rate for them.
+        align: how the others are aligned to the first.
+        aggregate: how aligned models become one.
+        correct: what is done to the merged model; ``None`` for nothing.
+        many: how more than two become one; a tournament by default.
+        options: of the methods, by ``"align"``, ``"aggregate"``, ``"correct"`` and ``"many"``.
         batch_size: images a step.
-        seed: of the order and the augmentation, and of weight matching.
+        seed: of the order, the augmentation and whatever methods draw.
     """
 
     model: str
@@ -46,16 +49,71 @@ class MergeOptions:
     width: float | None = None
     image_size: int | None = None
     align: str = "permute"
-    aggregate: str = "np"
-    epochs: int = 10
-    lr: float = 1e-2
+    aggregate: str = "np_merge"
+    correct: str | None = "reset_batchnorm"
+    many: str | None = None
+    options: Mapping[str, dict[str, Any]] = field(
+        default_factory=lambda: {step: {} for step in STEPS}
+    )
     batch_size: int = 500
     seed: int = 0
 
 
+def check_request(
+    checkpoints: Sequence[Path | str], output: Path | str, options: MergeOptions, *, force: bool
+) -> None:
+    """Find out what is wrong with a request, as far as names, numbers and files tell.
+
+    Args:
+        checkpoints: two or more files.
+        output: the merged model's file.
+        options: how to merge.
+        force: whether the output may exist.
+
+    Raises:
+        ValueError: what is wrong.
+        OSError: the output cannot be written.
+    """
+    if len(checkpoints) < 2:
+        raise ValueError(f"only {len(checkpoints)} checkpoint is given: merge two or more")
+    for step in STEPS:
+        name = getattr(options, step)
+        if name is None:
+            continue
+        method = find(name, step)
+        for option, value in options.options.get(step, {}).items():
+            if option not in method.options:
+                known = ", ".join(method.options) or "none"
+                raise ValueError(f"{name} has no option {option!r}: its options are {known}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{option} is {value:g}: it must be finite")
+    learning = options.options.get("aggregate", {})
+    if learning.get("epochs", 0) < 0:
+        raise ValueError(f"epochs is {learning['epochs']}: it cannot be negative")
+    if not learning.get("lr", 1) > 0:
+        raise ValueError(f"lr is {learning['lr']:g}: it must be positive")
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}: it must be at least 1")
+    if options.width is not None and not 0 < options.width < 1000:
+        raise ValueError(f"width is {options.width:g}: it must be positive, and below 1000")
+    DATASETS[options.data]
+    if ":" in options.model:
+        if options.width is not None:
+            raise ValueError(
+                f"width is {options.width:g}: it is for {', '.join(MODELS)}; a factory sets its own"
+            )
+    elif options.model not in MODELS:
+        raise ValueError(
+            f"unknown model {options.model!r}: choose one of {', '.join(MODELS)}, or give package.module:factory"
+        )
+    for path in map(Path, checkpoints):
+        if not path.is_file():
+            raise ValueError(f"no file {path}: give a checkpoint, .safetensors, .pt or .pth")
+    _check_output(Path(output), [Path(path) for path in checkpoints], force)
+
+
 def merge_checkpoints(
-    a: Path | str,
-    b: Path | str,
+    checkpoints: Sequence[Path | str],
     output: Path | str,
     options: MergeOptions,
     *,
@@ -63,14 +121,13 @@ def merge_checkpoints(
     force: bool = False,
     progress: bool = False,
 ) -> dict[str, Score]:
-    """Merge the models of two checkpoint files and write the result; nothing is written if anything fails.
+    """Merge the models of checkpoint files and write the result; nothing is written if anything fails.
 
-    The alignment and the batch norm reset see the training images as they are, alpha (or fine-tuning) sees them
-    shuffled and augmented, the scores are those of the test images. A and B are scored as they come.
+    The alignment and the correction see the training images as they are, learning sees them shuffled and augmented,
+    the scores are those of the test images. The models are scored as they come.
 
     Args:
-        a: checkpoint of model A, kept as it is.
-        b: checkpoint of model B, of the same architecture; aligned to A.
+        checkpoints: two or more, of one architecture; the first is model A, which the others are aligned to.
         output: the merged model's safetensors file; for NP Merge, alpha goes beside it, see :func:`alpha_path`.
         options: how to merge.
         device: where to run.
@@ -78,53 +135,60 @@ def merge_checkpoints(
         progress: show a progress bar.
 
     Returns:
-        The test scores of ``"A"``, ``"B"``, their ``"ensemble"``, the uniform ``"mean"`` after the alignment, and
-        ``"merged"``.
+        The test scores of ``"A"``, ``"B"``, ..., their ``"ensemble"``, for two the uniform ``"mean"`` after the
+        alignment, and ``"merged"``.
 
     Raises:
         ValueError: a file that is missing, damaged or does not fit; an unknown name; an output that exists.
+        OSError: the output cannot be written.
         DataError: the image set is absent or damaged.
         TrainingError: the loss is not finite.
 
     Source:
         Section III-A.
     """
-    a, b, output = Path(a), Path(b), Path(output)
-    _check_names(options)
-    _check_output(output, (a, b), force)
+    import torch
+
+    from npmerge.data import load
+    from npmerge.evaluate import Ensemble, score
+    from npmerge.merging import merge
+    from npmerge.store.checkpoints import load_into
+
+    files, output = [Path(path) for path in checkpoints], Path(output)
+    check_request(files, output, options, force=force)
     data = load(options.data, image_size=options.image_size)
-    blank = _model(options, data)
-    first, second = (
-        load_into(copy.deepcopy(blank), file).to(device).to(memory_format=torch.channels_last)
-        for file in (a, b)
-    )
-    plain = plain_batches(data, "train", options.batch_size, device=device)
-    test = plain_batches(data, "test", options.batch_size, device=device)
-    seeded = {"seed": options.seed} if options.align == "weight_matching" else {}
-    aligned = alignments.METHODS[options.align](first, second, plain, **seeded).apply(second)
-    uniform = reset_batchnorm(mean(first, aligned), plain)
-    merged, alpha = uniform, None
-    if options.aggregate != "mean":
-        merged, alpha = _learn(first, aligned, data, options, device, progress)
-        reset_batchnorm(merged, plain)
-    models = {
-        "A": first,
-        "B": second,
-        "ensemble": Ensemble([first, second]),
-        "mean": uniform,
-        "merged": merged,
-    }
-    scores = {name: score(model, test) for name, model in models.items()}
+    models = [
+        load_into(_model(options, data), file).to(device).to(memory_format=torch.channels_last)
+        for file in files
+    ]
+    plain = data.plain_batches("train", options.batch_size, device=device)
+    test = data.plain_batches("test", options.batch_size, device=device)
+    merged = merge(
+        models, plain,
+        align=options.align, aggregate=options.aggregate, correct=options.correct,
+        many=options.many, seed=options.seed, progress=progress,
+        learn_on=lambda seed: data.train_batches(options.batch_size, device=device, seed=seed),
+        align_options=options.options.get("align"),
+        aggregate_options=options.options.get("aggregate"),
+        correct_options=options.options.get("correct"),
+        many_options=options.options.get("many"),
+    )  # fmt: skip
+    scored = {chr(ord("A") + place): model for place, model in enumerate(models)}
+    scored["ensemble"] = Ensemble(models)
+    if len(models) == 2 and options.many is None and merged.alignment is not None:
+        uniform = merge(
+            models, plain, align=merged.alignment, aggregate="mean", correct=options.correct
+        )
+        scored["mean"] = uniform.model
+    scored["merged"] = merged.model
+    scores = {name: score(model, test) for name, model in scored.items()}
     how: dict[str, object] = {
-        "npmerge": npmerge.__version__,
-        **{
-            name: {"file": path.name, "sha256": _sha256(path)}
-            for name, path in (("a", a), ("b", b))
-        },
+        "npmerge": __version__,
+        "checkpoints": [{"file": path.name, "sha256": _sha256(path)} for path in files],
         "options": asdict(options),
         "test": {name: {"top1": s.top1, "loss": s.loss} for name, s in scores.items()},
     }
-    _write(output, merged, alpha, how)
+    _write(output, merged.model, merged.alpha, how)
     return scores
 
 
@@ -133,58 +197,28 @@ def alpha_path(output: Path) -> Path:
     return output.with_suffix(".alpha.safetensors")
 
 
-def _learn(
-    a: nn.Module,
-    b: nn.Module,
-    data: ImageSet,
-    options: MergeOptions,
-    device: torch.device | str,
-    progress: bool,
-) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
-    batches = train_batches(data, options.batch_size, device=device, seed=options.seed)
-    if options.aggregate == "finetune":
-        bar = "fine-tuning" if progress else None
-        tuned = finetune(a, b, batches, epochs=options.epochs, lr=options.lr, progress=bar)
-        return tuned.model, None
-    bar = "NP Merge" if progress else None
-    learned = np_merge(a, b, batches, epochs=options.epochs, lr=options.lr, progress=bar)
-    return learned.model, learned.alpha
-
-
-def _check_names(options: MergeOptions) -> None:
-    for kind, name, known in (
-        ("alignment", options.align, alignments.METHODS),
-        ("aggregation", options.aggregate, AGGREGATE),
-    ):
-        if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
-    if options.epochs < 0:
-        raise ValueError(f"epochs is {options.epochs}: it cannot be negative")
-    if not 0 < options.lr < float("inf"):
-        raise ValueError(f"lr is {options.lr:g}: it must be positive")
-
-
-def _check_output(output: Path, inputs: tuple[Path, ...], force: bool) -> None:
+def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
     if output.suffix != ".safetensors":
         raise ValueError(f"output is {output}: give a name that ends in .safetensors")
     for path in (output, alpha_path(output)):
         if path.resolve() in [given.resolve() for given in inputs]:
-            raise ValueError(f"output {path} is one of the two checkpoints: give another name")
+            raise ValueError(f"output {path} is one of the checkpoints: give another name")
         if path.is_dir() or (path.exists() and not force):
             raise ValueError(
                 f"output {path} exists already: give another name, or --force to replace a file"
             )
+    probe(output)
 
 
-def _model(options: MergeOptions, data: ImageSet) -> nn.Module:
+def _model(options: MergeOptions, data: ImageData) -> nn.Module:
     """The model that the checkpoints are for, tried on one image."""
+    import torch
+
+    from npmerge.models import build
+
     if ":" in options.model:
-        if options.width is not None:
-            raise ValueError(
-                f"width is {options.width:g}: it is for {', '.join(MODELS)}; a factory sets its own"
-            )
         model = _from_factory(options.model, data.classes)
-    elif options.model in MODELS:
+    else:
         model = build(
             options.model,
             data.classes,
@@ -193,10 +227,6 @@ def _model(options: MergeOptions, data: ImageSet) -> nn.Module:
             image_size=data.image_size,
             seed=options.seed,
         )
-    else:
-        raise ValueError(
-            f"unknown model {options.model!r}: choose one of {', '.join(MODELS)}, or give package.module:factory"
-        )
     example = data.example()
     wanted = f"model {options.model!r} must map {tuple(example.shape)} images of {data.name} to (1, {data.classes})"
     try:
@@ -204,12 +234,14 @@ def _model(options: MergeOptions, data: ImageSet) -> nn.Module:
             logits = model.eval()(example)
     except RuntimeError as error:
         raise ValueError(f"{wanted}: {str(error).splitlines()[0]}") from error
-    if not isinstance(logits, Tensor) or logits.shape != (1, data.classes):
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, data.classes):
         raise ValueError(f"{wanted}, not {tuple(getattr(logits, 'shape', ()))}: change the factory")
     return model
 
 
 def _from_factory(name: str, classes: int) -> nn.Module:
+    from torch import nn
+
     module, _, attribute = name.partition(":")
     advice = "give package.module:factory, called as factory(classes)"
     try:
@@ -234,6 +266,8 @@ def _write(
     output: Path, model: nn.Module, alpha: Mapping[str, Tensor] | None, how: dict[str, object]
 ) -> None:
     """The model's file is put in place last, so that it never stands beside another merge's alpha."""
+    from npmerge.store.checkpoints import save_state
+
     beside = alpha_path(output)
 
     def write_both(part: Path) -> None:

@@ -34,7 +34,7 @@ GIVEN = frozenset(
     {"groups", "statistics", "seed", "base", "loss", "mixed_precision", "on_epoch", "progress",
      "example", "reset_data", "topk", "align", "merge", "folder"}
 )  # fmt: skip
-"""Keywords that :func:`npmerge.merge` fills in; every other keyword of a method is an option of its user's."""
+"""Keywords that :func:`~npmerge.merging.merge` fills in; every other keyword of a method is an option of its user's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,9 @@ class Method(Entry):
     Attributes:
         kind: what it does.
         label: its name in prose and lists.
-        row: its name in the rows of tables, ``{align}`` standing for the alignment before it: its ``short`` name, or
-            its label where there is nothing else to tell, as for averaging.
+        row: its name in the rows of tables; by default its label with the alignment's behind it. In it ``{align}``
+            stands for the alignment: its ``short`` name, or its label where there is nothing else to tell, as for
+            averaging; and in that of a way to make one of many, ``{row}`` for what it does at each step.
         short: of an alignment, in a row's name; its label by default.
         family: whose colour it has, a key of :data:`FAMILIES`; another name gets a colour of its own.
         needs: what it cannot do without.
@@ -115,11 +116,12 @@ def method(
     """Register the function that is decorated as a method; see :class:`Method` for the words.
 
     Its name is the method's. What it takes is decided by its kind and by the names of its parameters: an ``align``
-    method is called with ``(a, b, data)`` and returns an :class:`~npmerge.align.Alignment`, an ``aggregate`` method
-    with ``(a, b, data)`` where b is aligned and returns a model or an :class:`~npmerge.aggregate.Aggregated`, a
-    ``correct`` method with ``(model, data)``, a ``many`` method with ``(models)`` (functions that load them), and a
-    ``reference`` with ``(models, data)``. A method without a parameter ``data`` is called without it. Keywords of
-    :data:`GIVEN` are filled in where a method has them; all others are options.
+    method is called with ``(a, b, data)`` and returns an :class:`~npmerge.align.alignment.Alignment`; an ``aggregate``
+    method with ``(a, b, data)`` where b is aligned, and returns a model or an
+    :class:`~npmerge.aggregate.aggregated.Aggregated`; a ``correct`` method with ``(model, data)``, a ``many`` method
+    with ``(models)`` (functions that load them), and a ``reference`` with ``(models, data)``. A method without a
+    parameter ``data`` is called without it. Keywords of :data:`GIVEN` are filled in where a method has them; all others
+    are options.
 
     Raises:
         ValueError: there is a method of that name.
@@ -180,21 +182,20 @@ class Combination:
     def label(self) -> str:
         """Its name in the rows of tables."""
         last = METHODS[self.aggregate]
-        text = last.row or last.label
+        text = last.label
         if self.align is not None:
-            first = METHODS[self.align]
-            text = (last.row or f"{last.label}-{{align}}").format(
-                align=first.label if last.row == "{align}" else first.short or first.label
+            first, row = METHODS[self.align], last.row or f"{last.label}-{{align}}"
+            alone = row == "{align}"
+            text = row.format(align=first.label if alone else first.short or first.label)
+        text += ", tuned" * self.tuned
+        if self.correct != "reset_batchnorm":
+            text += f", {METHODS[self.correct].label if self.correct else 'as trained'}"
+        ours = self.tuned or last.ours
+        if self.many is not None:
+            text = (METHODS[self.many].row or f"{{row}}, {METHODS[self.many].label}").format(
+                row=text
             )
-        if self.tuned:
-            text += ", tuned"
-        if self.correct is None:
-            text += ", not reset"
-        elif self.correct != "reset_batchnorm":
-            text += f", {METHODS[self.correct].label}"
-        if self.many is not None and self.many != self.aggregate:
-            text += f", {METHODS[self.many].label}"
-        ours = self.tuned or last.ours or (self.many is not None and METHODS[self.many].ours)
+            ours = ours or METHODS[self.many].ours
         return text + " (ours)" * ours
 
     @property
@@ -204,7 +205,7 @@ class Combination:
 
     @property
     def family(self) -> str:
-        """The family of its last method."""
+        """The family of its aggregation."""
         return METHODS[self.aggregate].family
 
     @property

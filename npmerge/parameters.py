@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from npmerge.catalogue import profile_names
 
 PUBLISHED = "../results"
 """Folder of the records that come with the project, seen from the notebooks."""
@@ -27,14 +29,23 @@ class Parameters(BaseModel):
         zoo: folder of the base models; by default that named by ``NPMERGE_ZOO``, else the project's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    profile: Literal["digits", "lite", "paper"] = "digits"
+    profile: str = "digits"
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     device: str = "auto"
     recompute: bool = False
     results: str = Field(default_factory=lambda: os.environ.get("NPMERGE_RESULTS", PUBLISHED))
     zoo: str = Field(default_factory=lambda: os.environ.get("NPMERGE_ZOO", "../zoo"))
+
+    @field_validator("profile")
+    @classmethod
+    def _known(cls, profile: str) -> str:
+        if profile not in profile_names():
+            raise ValueError(
+                f"there is no such profile: choose one of {', '.join(profile_names())}"
+            )
+        return profile
 
     @field_validator("seeds")
     @classmethod

@@ -151,9 +151,10 @@ class Registry(Mapping[str, E], Generic[E]):
     def _read(self, package: str) -> Iterator[E]:
         root, *below = package.split(".")
         for file in sorted(_PACKAGE.joinpath(*below).glob("*.py")):
-            if not file.name.startswith("_"):
+            text = file.read_text(encoding="utf-8")
+            if not file.name.startswith("_") and f"@{self._decorator}(" in text:
                 module = f"{root}.{'.'.join([*below, file.stem])}"
-                for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                for node in ast.parse(text).body:
                     if isinstance(node, ast.FunctionDef):
                         for call in node.decorator_list:
                             if _called(call) == self._decorator:

@@ -85,7 +85,7 @@ class Group:
     offset: int = 0
 
 
-def symmetry(model: nn.Module, example_input: Tensor) -> tuple[Group, ...]:
+def find_symmetry(model: nn.Module, example_input: Tensor) -> tuple[Group, ...]:
     """Read the permutation symmetry groups off a model.
 
     A group is represented by the last node whose channels are exactly the group's and that is an

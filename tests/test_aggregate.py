@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 from collections.abc import Callable
 
 import pytest
@@ -11,22 +9,18 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CLASSES, assert_same_state, loader, net, same_parameters
+from tiny import CLASSES, Snapshot, assert_same_state, loader, marked, net, same_parameters
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from npmerge.aggregate import AlphaAdam, finetune, finetune_tuned, mean, np_merge
-from npmerge.data import Batches
+from npmerge.aggregate import Aggregated, finetune, mean, np_merge
+from npmerge.data import Batch, Batches
+from npmerge.methods import of_kind
 from npmerge.models import resnet20, vgg11
 from npmerge.training import TrainingError
 
 few = settings(max_examples=15, deadline=None)
-
-
-def double(seed: int) -> nn.Module:
-    return net(seed).double().train()
 
 
 # The mean
@@ -142,95 +136,6 @@ def test_the_result_has_a_s_mode_and_requires_grad_though_every_alpha_is_learned
     assert float((result.alpha["0.weight"] - 0.5).abs().max()) > 0.01
 
 
-# NP Merge: the gradient and Adam, against the explicit re-parametrisation
-
-
-def explicit_loss(
-    model: nn.Module, a: nn.Module, b: nn.Module, pre: dict[str, Tensor], batch: tuple[Tensor, ...]
-) -> Tensor:
-    """Eq. 2 as written: every weight re-parametrised, autograd all the way."""
-    weights = {
-        name: torch.sigmoid(pre[name]) * x.detach()
-        + (1 - torch.sigmoid(pre[name])) * b.get_parameter(name).detach()
-        for name, x in a.named_parameters()
-    }
-    return cross_entropy(functional_call(model, weights, (batch[0],)), batch[1])
-
-
-def backward(model: nn.Module, optimizer: AlphaAdam, batch: tuple[Tensor, Tensor]) -> None:
-    optimizer.zero_grad()
-    cross_entropy(model(batch[0]), batch[1]).backward()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_hand_written_gradient_is_autograd_s_through_the_explicit_parametrisation(
-    seed: int,
-) -> None:
-    """Convolution, batch norm and linear layers, in float64, at an alpha that is not 0.5."""
-    a, b = double(seed), double(seed + 10)
-    first, second = loader(16, dtype=torch.float64)
-    model = copy.deepcopy(a)
-    optimizer = AlphaAdam(model, b, lr=0.5)
-    backward(model, optimizer, first)
-    optimizer.step()
-    alpha = optimizer.alpha()
-    assert all(float((x - 0.5).abs().max()) > 0.1 for x in alpha.values())
-
-    pre = {name: torch.logit(x).requires_grad_() for name, x in alpha.items()}
-    loss = explicit_loss(copy.deepcopy(a), a, b, pre, second)
-    expected = dict(zip(pre, torch.autograd.grad(loss, list(pre.values())), strict=True))
-    backward(model, optimizer, second)
-    plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    optimizer.step()  # turns dL/dW into dL/d(alpha_pre), in place
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        assert torch.allclose(parameter.grad, expected[name], rtol=1e-8, atol=1e-12)
-        difference = a.get_parameter(name) - b.get_parameter(name)
-        assert not torch.allclose(plain[name] * difference, expected[name])  # alpha' left out
-
-
-def test_a_whole_trajectory_equals_adam_on_the_explicit_parametrisation() -> None:
-    a, b = double(0), double(1)
-    data = loader(24, dtype=torch.float64)
-    model, reference = copy.deepcopy(a), copy.deepcopy(a)
-    optimizer = AlphaAdam(model, b, lr=0.05)
-    pre = {name: torch.zeros_like(p, requires_grad=True) for name, p in a.named_parameters()}
-    adam = torch.optim.Adam(pre.values(), lr=0.05)
-    for batch in data * 5:
-        adam.zero_grad()
-        explicit_loss(reference, a, b, pre, batch).backward()
-        adam.step()
-        backward(model, optimizer, batch)
-        optimizer.step()
-        for name, alpha in optimizer.alpha().items():
-            assert torch.allclose(alpha, torch.sigmoid(pre[name]), rtol=1e-9, atol=1e-11)
-    assert any(float((x - 0.5).abs().max()) > 0.1 for x in optimizer.alpha().values())
-    for name, buffer in model.named_buffers():
-        assert torch.allclose(buffer, reference.get_buffer(name))
-
-
-def live_storages(at_least: int) -> set[int]:
-    """Addresses of all memory of at least so many bytes that a tensor holds."""
-    gc.collect()
-    tensors = [x for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter)]
-    storages = {x.untyped_storage() for x in tensors}
-    return {s.data_ptr() for s in storages if s.nbytes() >= at_least}
-
-
-def test_three_buffers_of_the_parameters_size_beyond_weight_gradient_and_adam_s_two() -> None:
-    a, b = vgg11(10, 0.125), vgg11(10, 0.125)
-    bytes_of_parameters = 4 * sum(p.numel() for p in a.parameters())
-    batch = (torch.randn(4, 3, 32, 32), torch.arange(4))
-    before = live_storages(bytes_of_parameters)
-    model = copy.deepcopy(a)
-    optimizer = AlphaAdam(model, b, lr=0.01)
-    for _ in range(2):
-        backward(model, optimizer, batch)
-        optimizer.step()
-    buffers = live_storages(bytes_of_parameters) - before
-    assert len(buffers) == len(["weight", "gradient", "first moment", "second moment"]) + 3
-
-
 # NP Merge: data
 
 
@@ -262,7 +167,7 @@ def test_fine_tuning_is_adam_on_the_mean() -> None:
         cross_entropy(by_hand(images), labels).backward()
         adam.step()
     assert_same_state(result.model.state_dict(), by_hand.state_dict())
-    assert (len(result.history), result.lr, result.trials) == (2, 0.02, {})
+    assert (len(result.history), result.details, result.alpha) == (2, {}, None)
     assert not result.model.training
 
 
@@ -273,38 +178,69 @@ def test_frozen_parameters_are_fine_tuned_too() -> None:
     assert not torch.equal(tuned[0].weight, mean(a, b)[0].weight)
 
 
-def test_the_tuned_control_takes_the_learning_rate_that_validates_best() -> None:
-    a, b = net(0), net(1)
-    scores = {0.001: 50.0, 0.01: 70.0, 0.1: 60.0}
-    given = iter(scores.values())
-    result = finetune_tuned(
-        a, b, loader(), kept=loader(8), validate=lambda _: next(given), lrs=tuple(scores),
-        trial_epochs=1, epochs=2,
-    )  # fmt: skip
-    assert (result.lr, result.trials) == (0.01, scores)
-    direct = finetune(a, b, loader(), epochs=2, lr=0.01).model
-    assert_same_state(result.model.state_dict(), direct.state_dict())
+# What both have in common
 
 
-def test_a_learning_rate_that_diverges_is_not_chosen() -> None:
-    options = {"kept": loader(), "validate": lambda _: 10.0, "trial_epochs": 2, "epochs": 1}
+LEARNING: dict[str, Callable[..., Aggregated]] = {"np_merge": np_merge, "finetune": finetune}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_is_learned_shares_no_memory_with_the_models_which_stay_as_they_are(name: str) -> None:
+    models = [marked(net(seed)) for seed in range(2)]
+    before = [Snapshot.of(model) for model in models]
+    result = LEARNING[name](*models, loader(), epochs=1)
+    mine = {tensor.data_ptr() for model in models for tensor in model.state_dict().values()}
+    assert not mine & {tensor.data_ptr() for tensor in result.model.state_dict().values()}
+    for snapshot, model in zip(before, models, strict=True):
+        snapshot.assert_still(model)
+    found = Snapshot.of(result.model)
+    assert (found.modes, found.requires_grad) == (before[0].modes, before[0].requires_grad)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_epoch_is_told(name: str) -> None:
+    told: list[tuple[int, float]] = []
+    result = LEARNING[name](
+        net(0), net(1), loader(), epochs=2, on_epoch=lambda *epoch: told.append(epoch)
+    )
+    assert told == list(enumerate(result.history, start=1))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_loss_of_one_s_own_over_dictionaries_equals_the_cross_entropy_of_pairs(name: str) -> None:
+    def loss(outputs: Tensor, batch: Batch) -> Tensor:
+        assert isinstance(batch, dict)
+        return cross_entropy(outputs.float(), batch["labels"])
+
+    pairs = loader()
+    named = [{"labels": labels, "input": pixels} for pixels, labels in pairs]
+    plain = LEARNING[name](net(0), net(1), pairs, epochs=2)
+    own = LEARNING[name](net(0), net(1), named, epochs=2, loss=loss)
+    assert own.history == plain.history
+    assert_same_state(own.model.state_dict(), plain.model.state_dict())
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_learning_rate_that_diverges_is_an_error(name: str) -> None:
     a, b = net(0, norm=False), net(1, norm=False)
-    result = finetune_tuned(a, b, loader(), lrs=(1e30, 0.001), **options)
-    assert result.lr == 0.001
-    assert result.trials[1e30] == -float("inf")
-    with pytest.raises(TrainingError, match=r"every learning rate of \(1e\+30,\) diverged"):
-        finetune_tuned(a, b, loader(), lrs=(1e30,), **options)
-    with pytest.raises(ValueError, match="lrs is empty: give at least one"):
-        finetune_tuned(a, b, loader(), lrs=(), **options)
+    b[8].weight.data.mul_(float("inf"))
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 1, step 1"):
+        LEARNING[name](a, b, loader(), epochs=2)
+
+
+def test_the_registry_lists_averaging_then_fine_tuning_then_np_merge() -> None:
+    found = of_kind("aggregate")
+    assert list(found)[:3] == ["mean", "finetune", "np_merge"]
+    assert found["np_merge"].needs == found["finetune"].needs == ("data", "labels")
+    assert set(found["np_merge"].options) == set(found["finetune"].options) == {"epochs", "lr"}
+    assert set(found["mean"].options) == {"alpha"}
+    assert [one.row for one in found.values()][:3] == ["{align}", "Finetune-{align}", "NP-{align}"]
 
 
 # Bad input
 
 
-AGGREGATE: dict[str, Callable[..., object]] = {"np": np_merge, "finetune": finetune}
-
-
-@pytest.mark.parametrize("name", AGGREGATE)
+@pytest.mark.parametrize("name", LEARNING)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -316,13 +252,13 @@ AGGREGATE: dict[str, Callable[..., object]] = {"np": np_merge, "finetune": finet
 )
 def test_bad_data_is_refused(name: str, data: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AGGREGATE[name](net(0), net(1), data, epochs=1)
+        LEARNING[name](net(0), net(1), data, epochs=1)
 
 
-@pytest.mark.parametrize("name", ["mean", *AGGREGATE])
+@pytest.mark.parametrize("name", ["mean", *LEARNING])
 def test_models_of_different_architecture_or_shape_are_refused(name: str) -> None:
     def merge(a: nn.Module, b: nn.Module) -> object:
-        return mean(a, b) if name == "mean" else AGGREGATE[name](a, b, loader(), epochs=1)
+        return mean(a, b) if name == "mean" else LEARNING[name](a, b, loader(), epochs=1)
 
     with pytest.raises(
         ValueError, match=r"has shape \(6, 3, 3, 3\) in the first .* \(7, 3, 3, 3\)"

@@ -11,13 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import CLASSES, images
+from tiny import images
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 from torchvision import transforms
 
-from npmerge.data import Batches, Images, load, plain_batches, train_batches
-from npmerge.data.batches import _mix, check_labels, stream
+from npmerge.data import Batches, Images, load
+from npmerge.data.batches import child_seed
 
 few = settings(max_examples=20, deadline=None)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -67,6 +66,22 @@ def test_the_nth_epoch_is_the_same_whatever_ran_in_between() -> None:
         assert equal(epoch(busy), expected[n])
 
 
+def test_a_training_is_resumed_by_setting_the_epoch() -> None:
+    batches = augmented(images())
+    expected = [epoch(batches) for _ in range(3)]
+    resumed = augmented(images())
+    resumed.epoch = 2
+    assert equal(epoch(resumed), expected[2])
+    assert resumed.epoch == batches.epoch == 3
+
+
+def test_a_place_has_its_own_seed_and_so_has_what_lies_below_it() -> None:
+    seeds = [child_seed(s, *key) for s in range(3) for key in [(), (0,), (1,), (0, 0), (0, 1)]]
+    assert len(set(seeds)) == len(seeds)
+    with pytest.raises(ValueError, match="non-negative"):
+        child_seed(-1, 0)
+
+
 def test_epochs_and_seeds_differ() -> None:
     data = images()
     batches = augmented(data)
@@ -85,7 +100,7 @@ def test_batches_leave_the_global_random_state_alone() -> None:
 
 def naive_epoch(data: Images, seed: int, number: int, padding: int, flip: bool) -> Iterator[Tensor]:
     """The recipe for one image at a time, from the same random draws."""
-    generator = torch.Generator().manual_seed(_mix(seed, number))
+    generator = torch.Generator().manual_seed(child_seed(seed, number))
     count, size = len(data.labels), data.pixels.shape[2]
     order = torch.randperm(count, generator=generator)
     corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
@@ -151,9 +166,9 @@ def test_indices_choose_the_images() -> None:
 
 def test_training_batches_follow_the_set_s_recipe_and_plain_ones_do_not() -> None:
     data = load("digits")
-    train = train_batches(data, 100)
+    train = data.train_batches(100)
     assert (train.shuffle, train.padding, train.flip, train.drop_last) == (True, 1, False, True)
-    plain = plain_batches(data, "test", 100)
+    plain = data.plain_batches("test", 100)
     assert (plain.shuffle, plain.padding, plain.flip, plain.drop_last) == (False, 0, False, False)
     assert torch.equal(epoch(plain)[1], data.test.labels)
     assert equal(epoch(plain), epoch(plain))
@@ -172,58 +187,3 @@ def test_nothing_to_make_a_batch_of_is_refused() -> None:
         make(images(), indices=torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match="batch_size is 0"):
         make(images(), 0)
-
-
-def test_any_re_iterable_of_batches_streams_alike() -> None:
-    """A list, a DataLoader and Batches of the same images give the same tensors."""
-    batches = make(images(12), 5)
-    pixels, labels = epoch(batches)
-    listed = list(zip(pixels.split(5), labels.split(5), strict=True))
-    loader = DataLoader(TensorDataset(pixels, labels), batch_size=5)
-    for data in (listed, loader, batches):
-        found = list(stream(data, "cpu"))
-        assert len(found) == 3
-        assert all(equal(x, y) for x, y in zip(found, listed, strict=True))
-
-
-def test_a_one_shot_iterator_is_refused_before_it_is_read() -> None:
-    batches = iter(list(make(images(12))))
-    with pytest.raises(ValueError, match="one-shot list_iterator: give something that can be"):
-        next(stream(batches, "cpu"))
-    assert len(list(batches)) == 3
-
-
-@pytest.mark.parametrize("data", [[], [(torch.zeros(0, 3, 8, 8), torch.zeros(0).long())]])
-def test_an_empty_loader_is_refused(data: list[tuple[Tensor, Tensor]]) -> None:
-    with pytest.raises(ValueError, match="the data is empty: it yields no image"):
-        list(stream(data, "cpu"))
-
-
-PIXELS = torch.zeros(2, 3, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        (PIXELS, "must yield .* pairs, got Tensor"),
-        ((PIXELS,), "must yield .* pairs, got tuple"),
-        ((PIXELS, [0, 1]), "must yield .* pairs, got tuple"),
-        ((PIXELS, torch.zeros(3).long()), r"one integer per image: got torch.int64 \(3,\) for 2"),
-        ((PIXELS, torch.zeros(2)), r"one integer per image: got torch.float32 \(2,\)"),
-        ((PIXELS, torch.zeros(2, CLASSES).long()), r"one integer per image: .* \(2, 4\)"),
-    ],
-)
-def test_a_malformed_batch_is_refused(batch: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        list(stream([batch], "cpu"))
-
-
-@pytest.mark.parametrize(("labels", "wrong"), [([0, 4], 4), ([-1, 3], -1)])
-def test_a_label_that_is_no_class_is_named(labels: list[int], wrong: int) -> None:
-    tensor = torch.tensor(labels)
-    message = f"label {wrong} is out of range: the model has 4 outputs, so labels go from 0 to 3"
-    with pytest.raises(ValueError, match=message):
-        check_labels([(PIXELS, tensor)], tensor, 4)
-    with pytest.raises(ValueError, match=message):
-        check_labels(make(Images(PIXELS.byte(), tensor)), torch.tensor([0, 3]), 4)
-    check_labels([], torch.tensor([0, 3]), 4)

@@ -9,7 +9,7 @@ import torch
 from tiny import Snapshot, assert_same_state, loader, marked, net
 from torch import Tensor, nn
 
-from npmerge import reset_batchnorm
+from npmerge.correct import reset_batchnorm
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,3 +107,12 @@ def test_one_left_over_image_does_not_count_as_a_batch() -> None:
     assert_same_state(more.state_dict(), whole.state_dict())
     alone = reset_batchnorm(net().eval(), extra[-1:])  # but it is better than nothing
     assert not torch.equal(alone[1].running_mean, whole[1].running_mean)
+
+
+def test_a_dictionary_without_labels_is_enough() -> None:
+    pairs = loader()
+    listed, named = (
+        reset_batchnorm(net(), pairs),
+        reset_batchnorm(net(), [{"input": x} for x, _ in pairs]),
+    )
+    assert_same_state(named.state_dict(), listed.state_dict())

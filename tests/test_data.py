@@ -11,10 +11,16 @@ from tiny import images
 from torch import Tensor
 
 import npmerge as npm
-from npmerge import data as npdata
-from npmerge.data import DataError, Images, ImageSet, load, plain_batches, train_batches
+from npmerge.data import DataError, ImageData, Images, ImageSet, load
+from npmerge.data.sets.cifar import cifar10, cifar100
+from npmerge.data.sets.handwritten import digits
 from npmerge.models import build
 from npmerge.training import fit
+
+
+def held_by(data: ImageData) -> tuple[object, ...]:
+    assert isinstance(data, ImageData)
+    return data.name, data.classes, data.channels, data.image_size, len(data.train.labels)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -22,7 +28,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def test_digits_are_1797_images_of_8x8_pixels_in_ten_classes() -> None:
-    data = load("digits")
+    data = digits()
     assert data.train.pixels.shape == (1297, 1, 8, 8)
     assert data.test.pixels.shape == (500, 1, 8, 8)
     assert data.train.pixels.dtype == torch.uint8
@@ -32,17 +38,25 @@ def test_digits_are_1797_images_of_8x8_pixels_in_ten_classes() -> None:
 
 
 def test_digits_are_split_by_class_and_the_same_every_time() -> None:
-    first, second = load("digits"), load("digits")
+    first, second = digits(), digits()
     assert torch.equal(first.test.pixels, second.test.pixels)
     assert torch.bincount(first.test.labels).tolist() == pytest.approx([50] * 10, abs=2)
     assert set(torch.cat([first.train.labels, first.test.labels]).tolist()) == set(range(10))
 
 
 def test_digits_are_normalised_by_their_own_mean_and_deviation() -> None:
-    data = load("digits")
+    data = digits()
     scaled = data.train.pixels / 255
     assert data.mean[0] == pytest.approx(float(scaled.mean()), abs=0.01)
     assert data.std[0] == pytest.approx(float(scaled.std()), abs=0.01)
+
+
+def test_the_first_images_are_left() -> None:
+    data, few = digits(), digits().first(7)
+    assert torch.equal(few.train.pixels, data.train.pixels[:7])
+    assert torch.equal(few.test.labels, data.test.labels[:7])
+    assert held_by(few) == ("digits", 10, 1, 8, 7)
+    assert held_by(load("digits")) == held_by(data) == ("digits", 10, 1, 8, 1297)
 
 
 def naive_pool(pixels: Tensor, size: int) -> Tensor:
@@ -58,12 +72,13 @@ def naive_pool(pixels: Tensor, size: int) -> Tensor:
 
 
 def test_pooling_averages_the_pixels_and_keeps_the_labels() -> None:
-    data, pooled = load("digits"), load("digits", image_size=4)
+    data, pooled = digits(), digits(image_size=4)
     assert torch.equal(pooled.train.pixels, naive_pool(data.train.pixels, 4))
     assert torch.equal(pooled.test.pixels, naive_pool(data.test.pixels, 4))
     assert torch.equal(pooled.train.labels, data.train.labels)
     assert pooled.image_size == 4
-    assert torch.equal(load("digits", image_size=8).train.pixels, data.train.pixels)
+    assert torch.equal(digits(image_size=8).train.pixels, data.train.pixels)
+    assert load("digits", image_size=4).image_size == 4
 
 
 @pytest.mark.parametrize("size", [3, 0, -4, 16])
@@ -167,7 +182,7 @@ def test_a_missing_meta_file_is_missing_not_damaged(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cifar() -> dict[str, ImageSet]:
-    return {name: load(name) for name in ("cifar10", "cifar100")}
+    return {"cifar10": cifar10(), "cifar100": cifar100()}
 
 
 def mean_and_std(pixels: Tensor) -> tuple[float, float]:
@@ -199,7 +214,7 @@ def test_real_cifar_has_its_shapes_classes_and_normalisation(
 
 @pytest.mark.cifar
 def test_real_cifar_is_pooled_to_16_pixels(cifar: dict[str, ImageSet]) -> None:
-    pooled = load("cifar100", image_size=16)
+    pooled = cifar100(image_size=16)
     assert torch.equal(pooled.test.pixels[:99], naive_pool(cifar["cifar100"].test.pixels[:99], 16))
     assert torch.equal(pooled.train.labels, cifar["cifar100"].train.labels)
     assert (pooled.image_size, pooled.padding) == (16, 2)
@@ -209,20 +224,16 @@ def test_real_cifar_is_pooled_to_16_pixels(cifar: dict[str, ImageSet]) -> None:
 def test_pooled_cifar_learns_aligns_and_merges_above_chance() -> None:
     """End to end on real images: 10 classes at 8x8 pixels, two narrow networks, a few steps each."""
     data = load("cifar10", image_size=8)
-    batches = train_batches(data, 100, indices=torch.arange(2000))
+    batches = data.train_batches(100, indices=torch.arange(2000))
     pair = []
     for seed in range(2):
         model = build("resnet20", 10, width=0.25, in_channels=3, image_size=8, seed=seed)
         fit(model, batches, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), epochs=3)
         pair.append(model)
-    test = plain_batches(data, "test", 500, indices=torch.arange(2000))
+    test = data.plain_batches("test", 500, indices=torch.arange(2000))
     direct = npm.reset_batchnorm(npm.aggregate.mean(*pair), batches)
-    merged = npm.merge(*pair, batches, epochs=1).model
+    merged = npm.merge(pair, batches, aggregate_options={"epochs": 1}).model
     found = npm.evaluate.accuracy(merged, test, topk=(1, 5))
     assert found[1] > 18  # chance is 10
     assert found[1] > npm.evaluate.accuracy(direct, test)[1]
     assert found[5] > 60  # chance is 50
-
-
-def test_every_data_set_is_on_the_registry() -> None:
-    assert set(npdata.DATASETS) == {"digits", "cifar10", "cifar100"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,17 +11,19 @@ from tiny import images, loader, net
 from torch import Tensor, nn
 
 from npmerge import align
-from npmerge.batchnorm import reset_batchnorm
+from npmerge.correct import reset_batchnorm
 from npmerge.data import Batches
 from npmerge.device import (
     autocast,
-    compiled,
     float32,
     free_memory,
+    gains_from_bfloat16,
     kernels,
+    kernels_label,
     peak_memory,
-    record,
-    side_by_side,
+    random_states,
+    set_random_states,
+    threads,
 )
 from npmerge.evaluate import score
 
@@ -35,46 +36,69 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-def test_a_recorded_step_works_on_what_its_inputs_hold_now(device: torch.device) -> None:
-    kept, total = torch.ones(3, device=device), torch.zeros(3, device=device)
-
-    def step(x: Tensor) -> Tensor:
-        total.add_(x)
-        return 2 * total
-
-    replay = record(step, [kept], device)
-    total.zero_()
-    assert replay().tolist() == [2, 2, 2]
-    kept.fill_(5)
-    assert replay().tolist() == [12, 12, 12]
-
-
-def test_jobs_side_by_side_see_what_came_before_and_their_results_are_seen_after(
-    device: torch.device,
+@pytest.mark.parametrize(
+    ("found", "gains"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"architecture": "aarch64", "sve": True}, False),
+    ],
+)
+def test_a_cpu_gains_from_bfloat16_if_it_has_instructions_for_it(
+    found: dict[str, Any], gains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = torch.arange(1000.0, device=device).square()
-    found = side_by_side([lambda k=k: base + k for k in range(5)], device)
-    assert [int(x[3]) for x in found] == [9, 10, 11, 12, 13]
-    assert torch.equal(torch.stack(found).sum(0), 5 * base + 10)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert gains_from_bfloat16(CPU) is gains
+    with autocast(CPU):
+        assert torch.is_autocast_enabled("cpu") is gains
 
 
-def test_a_function_that_cannot_be_compiled_is_used_as_it_is_with_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("gains", [True, False])
+def test_an_older_pytorch_is_asked_in_its_own_way(
+    gains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_compiler(_: Any) -> Any:
-        def call(_: Tensor) -> Tensor:
-            raise RuntimeError("no C compiler found\nlong explanation")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: gains, raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert gains_from_bfloat16(CPU) is gains
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not gains_from_bfloat16(CPU)
 
-        return call
 
-    def double(x: Tensor) -> Tensor:
-        return 2 * x
+def test_a_device_nobody_has_measured_does_not_gain_from_bfloat16() -> None:
+    assert not gains_from_bfloat16(torch.device("meta"))
 
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    with caplog.at_level(logging.WARNING, logger="npmerge"):
-        assert compiled(double, lambda: [torch.ones(2, requires_grad=True)]) is double
-    (line,) = caplog.messages
-    assert "torch.compile does not work here (RuntimeError: no C compiler found)" in line
+
+def test_the_kernels_of_a_device_have_a_label_fit_for_a_file_name(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, _, which = kernels_label(device).partition("-")
+    assert kind == device.type
+    assert which.replace("_", "").isalnum()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX")
+    assert kernels_label(CPU) == "cpu-NO-AVX"
+    assert kernels_label(torch.device("meta")) == "meta"
+
+
+def test_threads_are_set_for_a_while() -> None:
+    before = torch.get_num_threads()
+    for count in (before + 1, None):
+        with threads(count):
+            assert torch.get_num_threads() == (count or before)
+        assert torch.get_num_threads() == before
+    with pytest.raises(KeyError), threads(before + 1):
+        raise KeyError
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads is 0: it must be at least 1"), threads(0):
+        pass
+
+
+def test_random_numbers_go_on_where_the_states_say(device: torch.device) -> None:
+    states = random_states(device)
+    first = [torch.rand(5), torch.rand(5, device=device)]
+    set_random_states(states, device)
+    assert all(map(torch.equal, first, [torch.rand(5), torch.rand(5, device=device)]))
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import npmerge
+from npmerge.book import api_page
+from npmerge.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -133,12 +135,13 @@ def test_no_tracked_file_is_over_a_megabyte() -> None:
     assert [path.name for path in tracked() if path.stat().st_size > 2**20] == []
 
 
-def test_every_public_module_is_on_the_api_page() -> None:
+def test_every_public_module_and_every_method_is_on_the_api_page() -> None:
+    page = api_page((ROOT / "book" / "api.md").read_text())
     found = [m for m in pkgutil.walk_packages(npmerge.__path__, "npmerge.") if "._" not in m.name]
     modules = {module.name for module in found if not module.ispkg}
     packages = {module.name for module in found if module.ispkg}
-    page = (ROOT / "book" / "api.md").read_text()
     assert modules <= set(re.findall(r"automodule:: (\S+)", page)) <= modules | packages
+    assert all(f"{one.module}.{one.name}`" in page for one in METHODS.values())
 
 
 def test_only_cited_references_are_listed() -> None:

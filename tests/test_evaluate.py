@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,9 +13,22 @@ import torch
 from tiny import CLASSES, Snapshot, loader, marked, net
 from torch import Tensor, nn
 
-import npmerge as npm
 from npmerge.aggregate import mean
-from npmerge.evaluate import Ensemble, PathPoint, accuracy, barrier, class_accuracy, path, score
+from npmerge.correct import reset_batchnorm
+from npmerge.evaluate import (
+    Ensemble,
+    PathPoint,
+    Score,
+    accuracy,
+    barrier,
+    base_models,
+    class_accuracy,
+    ensemble,
+    path,
+    score,
+)
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def naive(model: nn.Module, data: list[tuple[Tensor, Tensor]], k: int) -> tuple[float, float]:
@@ -93,13 +109,15 @@ def test_the_ends_of_a_path_are_the_models_own_scores_and_the_middle_is_the_mean
         assert (point.accuracy, point.loss) == (own.top1, own.loss)
 
 
-def test_batch_norm_is_reset_at_every_point_when_asked_for() -> None:
+def test_the_model_of_every_point_is_corrected_when_asked_for() -> None:
     a, b, data = net(0), net(1), loader()
-    points = path(a, b, data, points=3, reset_data=data)
+    points = path(a, b, data, points=3, correct=partial(reset_batchnorm, data=data))
     for point in points:
-        model = npm.reset_batchnorm(mean(a, b, alpha=point.alpha), data)
+        model = reset_batchnorm(mean(a, b, alpha=point.alpha), data)
         assert point.loss == score(model, data).loss
     assert points[1].loss != path(a, b, data, points=3)[1].loss
+    other = path(a, b, data, points=3, correct=lambda _: a)  # what it returns is scored
+    assert {point.loss for point in other} == {score(a, data).loss}
 
 
 def test_a_path_has_its_two_ends() -> None:
@@ -127,3 +145,122 @@ def test_class_accuracies_are_those_of_the_classes_alone() -> None:
         assert found[label] == pytest.approx(accuracy(model, part)[1])
     assert math.isnan(found[CLASSES])
     assert model.training
+
+
+def test_a_label_out_of_range_has_no_class_accuracy() -> None:
+    with pytest.raises(ValueError, match="label 4 is out of range"):
+        class_accuracy(net(), [(torch.zeros(1, 3, 8, 8), torch.tensor([4]))], CLASSES)
+
+
+def test_dictionaries_and_several_inputs_are_scored_as_the_same_images_are() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x: Tensor, shift: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.inner(x + shift.view(-1, 1, 1, 1))}
+
+    pairs = loader(21)
+    tuples = [(x, torch.zeros(len(x)), y) for x, y in pairs]
+    named = [{"labels": y, "shift": shift, "x": x} for x, shift, y in tuples]
+    for data in (tuples, named):
+        assert score(Two(), data, topk=(1, 2)) == score(net(), pairs, topk=(1, 2))
+        assert torch.equal(class_accuracy(Two(), data, 4), class_accuracy(net(), pairs, 4))
+        assert score(Ensemble([Two()]), data) == score(net(), pairs)
+        assert ensemble([Two, Two], data) == score(net(), pairs)
+
+
+# What merged models are held against
+
+
+def nets(count: int) -> list[Callable[[], nn.Module]]:
+    return [partial(net, seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_ensemble_scored_one_model_at_a_time_scores_the_same(count: int, device: str) -> None:
+    data, topk = loader(40, 16), (1, 2)
+    models = [net(seed).to(device) for seed in range(count)]
+    found = ensemble([lambda model=model: model for model in models], data, topk=topk)
+    whole = score(Ensemble(models), data, topk=topk)
+    assert found.accuracy == whole.accuracy
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+    if count > 1:
+        assert found.loss != pytest.approx(score(models[0], data).loss)
+
+
+def test_base_models_score_the_mean_of_their_scores() -> None:
+    data, topk = loader(40, 16), (1, 3)
+    found = base_models(nets(3), data, topk=topk)
+    alone = [score(net(seed), data, topk=topk) for seed in range(3)]
+    assert found.loss == pytest.approx(sum(one.loss for one in alone) / 3)
+    for k in topk:
+        assert found.accuracy[k] == pytest.approx(sum(one.accuracy[k] for one in alone) / 3)
+    assert len({one.loss for one in alone}) == 3
+
+
+def test_data_in_another_order_at_the_second_pass_is_an_error() -> None:
+    class Shuffled(list[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            self.reverse()
+            return super().__iter__()
+
+    with pytest.raises(ValueError, match="another order at the second pass"):
+        ensemble(nets(2), Shuffled(loader()))
+    assert isinstance(ensemble(nets(1), Shuffled(loader())), Score)
+
+
+REFERENCES: dict[str, Callable[..., Score]] = {"base_models": base_models, "ensemble": ensemble}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_references_leave_the_models_alone(name: str) -> None:
+    models = [marked(net(seed)) for seed in range(2)]
+    before = [Snapshot.of(model) for model in models]
+    REFERENCES[name]([lambda model=model: model for model in models], loader())
+    for snapshot, model in zip(before, models, strict=True):
+        snapshot.assert_still(model)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_references_hold_one_model_at_a_time(name: str) -> None:
+    alive = []
+
+    class Counted(nn.Sequential):
+        pass
+
+    def load() -> nn.Module:
+        gc.collect()
+        alive.append(sum(type(thing) is Counted for thing in gc.get_objects()))
+        return Counted(net())
+
+    REFERENCES[name]([load] * 4, loader())
+    assert alive == [0] * 4
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize(
+    ("models", "data", "message"),
+    [
+        ([], loader(), "no models: give at least one"),
+        ([net()], loader(), r"models\[0\] is a Sequential: give functions that load the models"),
+        (nets(2), [], "the data is empty"),
+        (
+            nets(2),
+            [(torch.zeros(2, 3, 8, 8), torch.full((2,), CLASSES))],
+            "label 4 is out of range",
+        ),
+    ],
+)
+def test_bad_input_of_a_reference_is_named(
+    name: str, models: list[Any], data: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        REFERENCES[name](models, data)
+
+
+def test_an_ensemble_of_different_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="models of 4 and 7 classes"):
+        ensemble([net, lambda: nn.Sequential(net(), nn.Linear(CLASSES, 7))], loader())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Callable
@@ -16,12 +17,17 @@ from torch import Tensor, nn
 from torchvision import datasets, transforms
 
 import npmerge as npm
-from npmerge.data import Batches, DataError
-from npmerge.data.batches import check_labels, stream
-from npmerge.data.imagenet import FileBatches, ImageNet200
+from npmerge.data import Batches, DataError, ImageData, load
+from npmerge.data.folders import FileBatches, FolderSet
 from npmerge.data.partition import dirichlet, holdout, per_class
+from npmerge.data.sets.imagenet import imagenet200
+from npmerge.data.streams import check_labels, stream
+from npmerge.experiments import EXPERIMENTS, load_profile
 from npmerge.models import resnet18
-from npmerge.training import Run, fit, fit_together
+from npmerge.report.numbers import combination, paper_numbers
+from npmerge.run.work import Bench, do_cell
+from npmerge.store.zoo import Zoo
+from npmerge.training import fit
 
 torch.set_num_threads(1)  # tensors are too small to share out
 
@@ -60,8 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make(folder: Path, *, workers: int = 0, image_size: int = 32) -> ImageNet200:
-    return ImageNet200(folder, synsets=CLASSES, image_size=image_size, workers=workers)
+def make(folder: Path, *, workers: int = 0, image_size: int = 32) -> FolderSet:
+    return imagenet200(folder, synsets=CLASSES, image_size=image_size, workers=workers)
 
 
 def epoch(batches: Batches) -> tuple[Tensor, Tensor]:
@@ -79,10 +85,12 @@ def test_the_classes_are_the_first_200_synsets_in_sorted_order(tmp_path: Path) -
             path = tmp_path / split / synset(label) / "a.JPEG"
             path.parent.mkdir(parents=True)
             path.touch()  # listing does not decode
-    data = ImageNet200(tmp_path)
-    assert data.synsets == tuple(synset(label) for label in range(200))
+    data = load("imagenet200", folder=tmp_path)
+    assert isinstance(data, FolderSet)
+    assert isinstance(data, ImageData)
+    assert data.names == tuple(synset(label) for label in range(200))
     assert data.train.labels.tolist() == data.test.labels.tolist() == list(range(200))
-    assert data.train.paths[7] == str(tmp_path / "train" / synset(7) / "a.JPEG")
+    assert data.train.samples[7] == (str(tmp_path / "train" / synset(7) / "a.JPEG"), 7)
     assert (data.name, data.classes, data.channels, data.image_size) == (
         "imagenet200",
         1000,
@@ -98,9 +106,9 @@ def test_files_and_labels_are_torchvision_s_without_the_other_classes(folder: Pa
     for split, half in (("train", data.train), ("val", data.test)):
         whole = datasets.ImageFolder(str(folder / split), allow_empty=True)
         named = [(path, whole.classes[label]) for path, label in whole.samples]
-        expected = [(p, name) for p, name in named if name in data.synsets and "._" not in p]
-        found = [data.synsets[label] for label in half.labels.tolist()]
-        assert list(zip(half.paths, found, strict=True)) == expected
+        expected = [(p, name) for p, name in named if name in data.names and "._" not in p]
+        assert [(path, data.names[label]) for path, label in half.samples] == expected
+        assert half.labels.tolist() == [label for _, label in half.samples]
         assert len(expected) == CLASSES * EACH[split]
 
 
@@ -108,9 +116,9 @@ def test_the_folder_is_taken_from_the_variable(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NPMERGE_IMAGENET", str(folder))
-    assert ImageNet200(synsets=CLASSES).train.paths == make(folder).train.paths
+    assert imagenet200(synsets=CLASSES).train.samples == make(folder).train.samples
     with pytest.raises(DataError, match="imagenet200 is not in elsewhere"):
-        ImageNet200("elsewhere")
+        imagenet200("elsewhere")
 
 
 @pytest.mark.parametrize(("image_size", "resized"), [(224, 256), (64, 73), (32, 37)])
@@ -128,7 +136,7 @@ def test_plain_images_are_torchvision_s_resize_centre_crop_and_normalise(
     )
     some = torch.tensor([0, 4, 11])
     found, labels = epoch(data.plain_batches("test", 2, indices=some))
-    expected = [transform(Image.open(data.test.paths[row])) for row in some.tolist()]
+    expected = [transform(Image.open(data.test.samples[row][0])) for row in some.tolist()]
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
     assert labels.tolist() == [0, 1, 3]
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -167,11 +175,11 @@ def test_passes_at_the_same_time_do_not_disturb_each_other(folder: Path) -> None
 
 def test_worker_processes_stay_for_the_next_pass_and_end_with_the_set(folder: Path) -> None:
     data = make(folder, workers=1)
-    epoch(data.plain_batches("test", 5))
-    ((_, loader),) = data._decoders._idle[False]
+    epoch(data.plain_batches("train", 5))
+    ((_, loader),) = data._readers["train"]._idle[False]
     (process,) = loader._iterator._workers
     epoch(data.train_batches(5))
-    assert data._decoders._idle[False][0][1] is loader
+    assert data._readers["train"]._idle[False][0][1] is loader
     assert process.is_alive()
     del data, loader
     process.join(20)
@@ -183,6 +191,9 @@ def test_every_epoch_and_seed_has_its_own_order_and_augmentation(folder: Path) -
     first, second = epoch(batches), epoch(batches)
     assert not torch.equal(first[1], second[1])
     assert not equal(first, epoch(batches.reseeded(2)))
+    resumed = make(folder).train_batches(12, seed=1)
+    resumed.epoch = 1
+    assert equal(second, epoch(resumed))
     again = batches.reseeded(1)
     assert (again.seed, again.epoch, batches.epoch) == (1, 0, 2)
     assert equal(first, epoch(again))
@@ -237,20 +248,16 @@ def test_the_set_is_thinned_evenly(folder: Path) -> None:
 
 
 def test_the_loop_takes_them_for_batches(folder: Path) -> None:
-    """Labels are checked without waiting for the device, and models that wait for each other see the same images."""
+    """Labels are checked without waiting for the device."""
     data = make(folder)
     batches = data.train_batches(24)
     assert isinstance(batches, FileBatches)
     assert all(len(images) == 24 for images, _ in stream(batches, "cpu"))
     with pytest.raises(ValueError, match="label 3 is out of range: the model has 3 outputs"):
         check_labels(batches, torch.tensor([0]), 3)
+    model = resnet18(width=WIDTH, image_size=32)
     shared = data.train_batches(24, seed=5)
-    runs = []
-    for _ in range(2):
-        model = resnet18(width=WIDTH, image_size=32)
-        runs.append(Run(model, shared, torch.optim.SGD(model.parameters(), lr=0.01)))
-    one, two = fit_together(runs, epochs=2, at_once=1)
-    assert one == two
+    assert len(fit(model, shared, torch.optim.SGD(model.parameters(), lr=0.01), epochs=2)) == 2
     assert shared.epoch == 2
 
 
@@ -276,7 +283,7 @@ def test_a_file_that_cannot_be_decoded_is_named(
         epoch(data.plain_batches("test", 4))
     message = str(caught.value)
     assert message.startswith(f"{path} cannot be decoded (")
-    assert message.endswith(": copy it again from the ImageNet archive")
+    assert message.endswith(": copy it again from its archive")
     assert "\n" not in message
     assert epoch(data.plain_batches("test", 4, indices=torch.arange(4)))[1].tolist() == [0, 0, 0, 1]
 
@@ -297,7 +304,7 @@ def emptied(root: Path) -> None:
         (without("train"), "imagenet200 is not in {root}: {root}/train is missing; "),
         (without("val"), "imagenet200 is not in {root}: {root}/val is missing; "),
         (without("train", synset(3)), "{root}/train has 4 synset folders, 5 are needed; "),
-        (without("val", synset(1)), f"{{root}}/val/{synset(1)} is missing, but there are training"),
+        (without("val", synset(1)), f"{{root}}/val/{synset(1)} holds no image; "),
         (emptied, f"{{root}}/train/{synset(1)} holds no image; "),
     ],
 )
@@ -308,7 +315,7 @@ def test_a_folder_that_is_not_imagenet_says_what_is_missing_and_what_to_do(
     shutil.copytree(folder, root)
     spoil(root)
     with pytest.raises(DataError) as caught:
-        ImageNet200(root, synsets=5)
+        imagenet200(root, synsets=5)
     found = str(caught.value)
     assert found.startswith(message.format(root=root))
     assert "set NPMERGE_IMAGENET to it, that holds train/n01440764/*.JPEG and val/" in found
@@ -320,14 +327,14 @@ def test_no_folder_is_an_error_that_says_how_to_name_it(monkeypatch: pytest.Monk
     with pytest.raises(
         DataError, match="imagenet200 has no folder: give the folder, or set NPMERGE_IMAGENET"
     ):
-        ImageNet200()
+        imagenet200()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size is 0: it must be positive"),
-        ({"workers": -1}, "workers is -1: it cannot be negative"),
+        ({"image_size": 0, "synsets": 1}, "image_size is 0: it must be positive"),
+        ({"workers": -1, "synsets": 1}, "workers is -1: it cannot be negative"),
         ({"synsets": 0}, r"synsets is 0: it must lie between 1 and classes \(1000\)"),
         (
             {"synsets": 11, "classes": 10},
@@ -339,7 +346,7 @@ def test_a_number_out_of_range_is_refused(
     options: dict[str, int], message: str, folder: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageNet200(folder, **options)
+        imagenet200(folder, **options)
 
 
 def test_batches_of_nothing_are_refused(folder: Path) -> None:
@@ -375,7 +382,7 @@ def test_two_resnet18_from_a_dirichlet_split_are_aligned_merged_and_scored(folde
     plain = data.plain_batches("train", 24)
     a, b = (npm.reset_batchnorm(model, plain) for model in pair)
     aligned = npm.align.permute(a, b, plain).apply(b)
-    merged = npm.aggregate.np_merge(a, aligned, train, epochs=4, lr=0.05).model
+    merged = npm.aggregate.np_merge(a, aligned, train, epochs=8, lr=0.01).model
     found = npm.evaluate.score(npm.reset_batchnorm(merged, plain), test, topk=(1, 5))
     direct = npm.reset_batchnorm(npm.aggregate.mean(a, b), plain)
     assert math.isfinite(found.loss)
@@ -388,11 +395,6 @@ def test_the_experiment_of_table_iii_runs_on_an_image_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command's own path: 200 synsets, a Dirichlet split, the ImageNet recipe, top-1 and top-5 of every method."""
-    from npmerge.experiments import imagenet, load_profile
-    from npmerge.experiments.merging import Machine
-    from npmerge.paper import numbers
-    from npmerge.zoo import Zoo
-
     draw = np.random.default_rng(0)
     for split, count in (("train", 2), ("val", 1)):
         for label in range(200):
@@ -400,27 +402,27 @@ def test_the_experiment_of_table_iii_runs_on_an_image_folder(
                 pixels = draw.integers(0, 256, (36, 40, 3), dtype=np.uint8)
                 save(tmp_path / "data" / split / synset(label) / f"{number}.JPEG", pixels)
     monkeypatch.setenv("NPMERGE_IMAGENET", str(tmp_path / "data"))
-    profile = load_profile("paper")
-    assert profile.imagenet is not None
-    setting = profile.imagenet.settings[0]
-    recipe = setting.recipe.model_copy(update={"epochs": 1, "batch_size": 64})
-    setting = setting.model_copy(update={"image_size": 32, "width": WIDTH, "recipe": recipe})
-    options = profile.imagenet.optimisation.model_copy(
-        update={
-            "epochs": 1,
-            "batch_size": 100,
-            "tuned_epochs": 1,
-            "tuned_lrs": (1e-3,),
-            "ridges": (1.0,),
-        }
-    )
-    section = profile.imagenet.model_copy(update={"settings": (setting,), "optimisation": options})
-    (unit,) = imagenet.units(profile.model_copy(update={"imagenet": section}), [0])
-    assert unit.config["setting"]["recipe"]["schedule"] == "cosine"
-    found = imagenet.run(unit, zoo=Zoo(tmp_path / "zoo"), machine=Machine(torch.device("cpu")))
-    theirs = numbers()
-    wanted = {(row.method, row.metric) for row in theirs[theirs["table"] == "III"].itertuples()}
-    assert wanted <= {(row["method"], row["metric"]) for row in found.records}
-    values = {(row["method"], row["metric"]): row["value"] for row in found.records}
+    values = copy.deepcopy(load_profile("paper").sections["imagenet"])
+    (setting,) = values["settings"]
+    setting |= {"image_size": 32, "width": WIDTH}
+    setting["recipe"] |= {"epochs": 1, "batch_size": 64}
+    few = {"epochs": 1}
+    values["optimisation"] = {
+        "batch_size": 100,
+        "options": {"np_merge": few, "finetune": few, "cca": {"ridge": {"choose": [1.0]}}},
+        "tuned": {"finetune": {"lr": {"choose": [1e-3], "trial": few}}},
+    }
+    profile = load_profile("paper").model_copy(update={"sections": {"imagenet": values}})
+    cells = EXPERIMENTS["imagenet"].list(profile, [0])
+    assert cells[0].config["setting"]["recipe"]["schedule"] == "cosine"
+    bench = Bench.at(Zoo(tmp_path / "zoo"), torch.device("cpu"))
+    rows = [row.model_dump() for cell in cells for row in do_cell(cell, bench).rows]
+    theirs = paper_numbers()
+    wanted = {
+        (combination(row), row["metric"])
+        for row in theirs[theirs["table"] == "III"].to_dict("records")
+    }
+    values = {(combination(row), row["metric"]): row["value"] for row in rows}
+    assert wanted <= values.keys()
     assert all(values[method, "top5"] >= values[method, "top1"] for method, _ in wanted)
     assert all(math.isfinite(value) for value in values.values())

@@ -13,23 +13,22 @@ import pytest
 import torch
 from architectures import Residual, images, plain, random_alignment, randomised
 from safetensors import safe_open
-from tiny import CLASSES, Snapshot, assert_same_state, loader, marked, net
-from torch import Tensor, fx, nn
+from tiny import Snapshot, assert_same_state, loader, marked, net
+from torch import fx, nn
 
 from npmerge import align
 from npmerge.aggregate import mean
 from npmerge.align import Alignment
-from npmerge.evaluate import Ensemble, Score, score
+from npmerge.evaluate import base_models, ensemble
 from npmerge.many import (
     Models,
     Pairing,
     all_to_one,
     match_many,
     merge_many,
-    score_ensemble,
     tournament,
 )
-from npmerge.symmetry import symmetry
+from npmerge.symmetry import find_symmetry
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -96,7 +95,7 @@ def played(count: int, seed: int = 0) -> list[Pairing]:
 
 def permuted(model: nn.Module, count: int) -> Models:
     """The model, its channels in another order each time."""
-    groups = symmetry(model, EXAMPLE)
+    groups = find_symmetry(model, EXAMPLE)
     return held(model, *(random_alignment(groups, s).apply(model) for s in range(1, count)))
 
 
@@ -317,7 +316,7 @@ def test_every_sweep_brings_the_models_closer() -> None:
 def test_merge_many_is_the_mean_of_the_matched_models() -> None:
     models = different(3)
     merged = merge_many(held(*models), seed=1, example=EXAMPLE)
-    found = match_many(held(*models), seed=1, groups=symmetry(models[0], EXAMPLE))
+    found = match_many(held(*models), seed=1, groups=find_symmetry(models[0], EXAMPLE))
     aligned = [alignment.apply(model) for alignment, model in zip(found, models, strict=True)]
     for name, value in merged.state_dict().items():
         if value.is_floating_point():
@@ -349,40 +348,15 @@ def test_too_few_sweeps_are_told(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-# --- The ensemble ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_ensemble_scored_one_model_at_a_time_scores_the_same(count: int, device: str) -> None:
-    data, topk = loader(40, 16), (1, 2)
-    models = [net(seed).to(device) for seed in range(count)]
-    found = score_ensemble(held(*models), data, topk=topk)
-    whole = score(Ensemble(models), data, topk=topk)
-    assert found.accuracy == whole.accuracy
-    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
-    if count > 1:
-        assert found.loss != pytest.approx(score(models[0], data).loss)
-
-
-def test_data_in_another_order_at_the_second_pass_is_an_error() -> None:
-    class Shuffled(list[tuple[Tensor, Tensor]]):
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            self.reverse()
-            return super().__iter__()
-
-    with pytest.raises(ValueError, match="another order at the second pass"):
-        score_ensemble(nets(2), Shuffled(loader()))
-    assert isinstance(score_ensemble(nets(1), Shuffled(loader())), Score)
-
-
 # --- What all have in common -------------------------------------------------------------------
 
 
+REFERENCES = ("base_models", "ensemble")
 PUBLIC: dict[str, Callable[[Models], object]] = {
     **MERGED,
     "match_many": lambda models: match_many(models, seed=0, example=EXAMPLE),
-    "score_ensemble": lambda models: score_ensemble(models, loader()),
+    "ensemble": lambda models: ensemble(models, loader()),
+    "base_models": lambda models: base_models(models, loader()),
 }
 
 
@@ -429,7 +403,7 @@ class Watched:
 
 @pytest.mark.parametrize(("name", "most"), [
     ("tournament", 2), ("all_to_one", 2), ("merge_many", 1), ("match_many", 1),
-    ("score_ensemble", 1),
+    ("ensemble", 1), ("base_models", 1),
 ])  # fmt: skip
 @pytest.mark.parametrize("count", [2, 5])
 def test_two_models_are_in_memory_however_many_there_are(name: str, most: int, count: int) -> None:
@@ -501,7 +475,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
             "merge two models of one architecture",
         )
         for name, call in PUBLIC.items()
-        if name != "score_ensemble"
+        if name not in REFERENCES
     },
     "a careless merge": (
         lambda: tournament([net, partial(net, width=7)], lambda *models: models[0], seed=0),
@@ -512,17 +486,6 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         "reference is 2: give the number of one of the models, 0 to 1",
     ),
     "no example": (lambda: merge_many(nets(2), seed=0), "neither groups nor an example"),
-    "classes": (
-        lambda: score_ensemble(
-            [net, lambda: nn.Sequential(net(), nn.Linear(CLASSES, 7))], loader()
-        ),
-        "models of 4 and 7 classes",
-    ),
-    "empty data": (lambda: score_ensemble(nets(2), []), "the data is empty"),
-    "labels": (
-        lambda: score_ensemble(nets(2), [(torch.zeros(2, 3, 8, 8), torch.full((2,), CLASSES))]),
-        "label 4 is out of range",
-    ),
 }
 
 

@@ -16,17 +16,19 @@ from tiny import assert_same_state
 from torch import Tensor, nn
 
 import npmerge as npm
-from npmerge.checkpoints import load_into, load_state
 from npmerge.cli import main
-from npmerge.data import load, plain_batches, train_batches
+from npmerge.data import load
 from npmerge.merge_command import MergeOptions, alpha_path, merge_checkpoints
 from npmerge.models import resnet20
-from npmerge.zoo import BaseModel, Recipe, Zoo
+from npmerge.store.checkpoints import load_into, load_state, save_state
+from npmerge.training import fit
 
 MODEL = ["--model", "resnet20", "--width", "0.125", "--data", "digits", "--image-size", "4"]
 QUICK = ["--epochs", "1", "--device", "cpu", "--quiet"]
 load_once = cache(load)
-OPTIONS = MergeOptions("resnet20", "digits", width=0.125, image_size=4, epochs=1)
+OPTIONS = MergeOptions(
+    "resnet20", "digits", width=0.125, image_size=4, options={"aggregate": {"epochs": 1}}
+)
 
 
 def factory(classes: int) -> nn.Module:
@@ -52,12 +54,16 @@ def without_arguments() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
-    zoo, data = Zoo(tmp_path_factory.mktemp("zoo")), load("digits", image_size=4)
-    recipe = Recipe(1, 100, 0.1, warmup_epochs=0.5)
-    bases = [BaseModel("digits", 4, "resnet20", 0.125, recipe, "same", seed) for seed in (0, 1)]
-    zoo.get_all(bases, data)
-    first, second = ((zoo.folder / base.address).read_bytes() for base in bases)
-    return first, second
+    data, folder = load("digits", image_size=4), tmp_path_factory.mktemp("trained")
+    written = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        model = resnet20(10, 0.125, in_channels=1, generator=generator)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        fit(model, data.train_batches(100, seed=seed), optimizer, epochs=1)
+        save_state(folder / "model.safetensors", model.state_dict(), {})
+        written.append((folder / "model.safetensors").read_bytes())
+    return written[0], written[1]
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def here(
 ) -> dict[str, bytes]:
     """The current folder holds the two checkpoints; their contents."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("npmerge.merge_command.load", load_once)
+    monkeypatch.setattr("npmerge.data.load", load_once)
     files = dict(zip(("a.safetensors", "b.safetensors"), trained, strict=True))
     for name, content in files.items():
         Path(name).write_bytes(content)
@@ -79,6 +85,11 @@ def contents() -> dict[str, bytes]:
 
 def merge(*words: str, a: str = "a.safetensors", b: str = "b.safetensors") -> int:
     return main(["merge", a, b, "--output", "m.safetensors", *MODEL, *QUICK, *words])
+
+
+def averaged(*words: str) -> int:
+    command = ["merge", "a.safetensors", "b.safetensors", "--output", "m.safetensors", *MODEL]
+    return main([*command, "--aggregate", "mean", "--device", "cpu", "--quiet", *words])
 
 
 def printed(out: str) -> dict[str, tuple[float, float]]:
@@ -109,13 +120,13 @@ def test_the_written_models_score_what_the_table_says(
     after = contents()
     assert here.items() <= after.items()  # the checkpoints are as they were
     assert after.keys() - here.keys() == {"m.safetensors", "m.alpha.safetensors"}
-    test = plain_batches(load("digits", image_size=4), "test", 500)
+    test = load("digits", image_size=4).plain_batches("test", 500)
     for row, name in (("A", "a"), ("B", "b"), ("merged", "m")):
         found = npm.evaluate.score(model_of(load_file(f"{name}.safetensors")), test)
         assert (found.top1, found.loss) == pytest.approx(table[row], abs=1e-2)
     how = metadata("m.safetensors")
     assert how["options"]["align"] == "permute"
-    assert how["options"]["epochs"] == 1
+    assert how["options"]["options"]["aggregate"] == {"epochs": 1}
     assert how["test"]["merged"]["top1"] == pytest.approx(table["merged"][0], abs=1e-2)
     assert how == metadata("m.alpha.safetensors")
 
@@ -123,11 +134,11 @@ def test_the_written_models_score_what_the_table_says(
 def test_it_does_what_the_library_does(here: dict[str, bytes]) -> None:
     """Aligned on the plain images, alpha learned on the shuffled ones, batch norm reset on the plain ones."""
     data = load("digits", image_size=4)
-    plain = plain_batches(data, "train", 500)
-    merge_checkpoints("a.safetensors", "b.safetensors", "m.safetensors", OPTIONS)
+    plain = data.plain_batches("train", 500)
+    merge_checkpoints(["a.safetensors", "b.safetensors"], "m.safetensors", OPTIONS)
     a, b = (load_into(factory(10), f"{name}.safetensors") for name in "ab")
     aligned = npm.align.permute(a, b, plain).apply(b)
-    learned = npm.aggregate.np_merge(a, aligned, train_batches(data, 500), epochs=1)
+    learned = npm.aggregate.np_merge(a, aligned, data.train_batches(500), epochs=1)
     expected = npm.reset_batchnorm(learned.model, plain).state_dict()
     got = load_file("m.safetensors")
     assert got.keys() == expected.keys()
@@ -143,7 +154,7 @@ def test_it_does_what_the_library_does(here: dict[str, bytes]) -> None:
 def test_every_alignment_can_be_averaged(
     align: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert merge("--align", align, "--aggregate", "mean", "--seed", "3") == 0
+    assert averaged("--align", align, "--seed", "3") == 0
     table = printed(capsys.readouterr().out)
     assert table["mean"] == table["merged"]
     assert contents().keys() - here.keys() == {"m.safetensors"}  # a mean has no alpha to keep
@@ -160,11 +171,41 @@ def test_fine_tuning_and_force_leave_no_alpha_of_another_merge(here: dict[str, b
 def test_pickled_state_dicts_and_a_factory_give_the_same_model(here: dict[str, bytes]) -> None:
     for name in ("a.pt", "b.pth"):
         torch.save(load_file(Path(name).with_suffix(".safetensors")), name)
-    named = replace(OPTIONS, aggregate="mean")
+    named = replace(OPTIONS, aggregate="mean", options={})
     mine = replace(named, model="test_merge_command:factory", width=None)
-    scores = merge_checkpoints("a.safetensors", "b.safetensors", "x.safetensors", named)
-    assert scores == merge_checkpoints("a.pt", "b.pth", "y.safetensors", mine)
+    scores = merge_checkpoints(["a.safetensors", "b.safetensors"], "x.safetensors", named)
+    assert scores == merge_checkpoints(["a.pt", "b.pth"], "y.safetensors", mine)
     assert_same_state(load_file("x.safetensors"), load_file("y.safetensors"))
+
+
+def test_more_than_two_checkpoints_are_merged_in_a_tournament(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("c.safetensors").write_bytes(here["b.safetensors"])
+    command = ["merge", *(f"{name}.safetensors" for name in "abc"), "--output", "m.safetensors"]
+    assert main([*command, *MODEL, *QUICK]) == 0
+    assert list(printed(capsys.readouterr().out)) == ["A", "B", "C", "ensemble", "merged"]
+    one = ["merge", "a.safetensors", "--output", "x.safetensors", *MODEL, *QUICK]
+    assert_one_line(one, "only 1 checkpoint is given: merge two or more", capsys)
+
+
+def test_options_of_methods_are_given_by_name(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of A is A itself, but for its batch norm."""
+    assert (
+        averaged("--align", "identity", "--aggregate-option", "alpha=1.0", "--correct", "none") == 0
+    )
+    table = printed(capsys.readouterr().out)
+    assert table["merged"] == table["A"] != table["B"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    here: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("in the way")
+    monkeypatch.setattr("npmerge.merging.Merger.align", lambda *_: pytest.fail("worked"))
+    assert_refused(["--output", "file/m.safetensors"], "file", capsys)
 
 
 def damaged(name: str, change: Any) -> None:
@@ -266,14 +307,27 @@ def test_a_pickled_module_is_not_run(
         (["--data", "mnist"], "unknown data set 'mnist'"),
         (["--image-size", "3"], "image_size is 3: it must divide the 8 pixels of digits"),
         (["--align", "magic"], "unknown alignment 'magic': choose one of identity, permute"),
-        (["--aggregate", "sum"], "unknown aggregation 'sum': choose one of mean, np"),
+        (
+            ["--aggregate", "sum"],
+            "unknown aggregation 'sum': choose one of mean, finetune, np_merge",
+        ),
         (["--epochs", "-1"], "epochs is -1"),
         (["--lr", "nan"], "lr is nan"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--device", "abacus"], "device 'abacus' is not here"),
+        (["--device", "a b"], "device is 'a b': give auto, cpu, cuda"),
+        (["--width", "inf"], "width is inf: it must be positive, and below 1000"),
+        (
+            ["--aggregate-option", "colour=1"],
+            "np_merge has no option 'colour': its options are epochs",
+        ),
+        (["--align-option", "ridge"], "option 'ridge' has no value: write NAME=VALUE"),
+        (["--many", "magic"], "unknown many 'magic': choose one of tournament"),
+        (["--correct", "magic"], "unknown correction 'magic': choose one of reset_batchnorm"),
+        (["--aggregate", "mean"], "mean has no option 'epochs': its options are alpha"),
         (["--output", "m.pt"], "output is m.pt: give a name that ends in .safetensors"),
-        (["--output", "a.safetensors"], "output a.safetensors is one of the two checkpoints"),
-        (["--output", "./b.safetensors", "--force"], "is one of the two checkpoints"),
+        (["--output", "a.safetensors"], "output a.safetensors is one of the checkpoints"),
+        (["--output", "./b.safetensors", "--force"], "is one of the checkpoints"),
         (["--model", "test_merge_command:factory"], "width is 0.125: it is for vgg11, resnet20"),
     ],
 )
@@ -327,8 +381,8 @@ def test_a_write_that_fails_leaves_the_folder_as_it_was(
         path.write_text("half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("npmerge.merge_command.save_state", full)
-    assert_refused(["--aggregate", "mean"], "disk full", capsys)
+    monkeypatch.setattr("npmerge.store.checkpoints.save_state", full)
+    assert_refused([], "disk full", capsys)
 
 
 def test_an_interrupt_says_that_nothing_was_written(
@@ -337,7 +391,7 @@ def test_an_interrupt_says_that_nothing_was_written(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("npmerge.merge_command.np_merge", interrupt)
+    monkeypatch.setattr("npmerge.merging.Merger.align", interrupt)
     assert merge() == 130
     assert capsys.readouterr().err == "npmerge: stopped; nothing was written\n"
     assert contents() == here

@@ -3,47 +3,73 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import reports
+import torch
 from tiny import PROFILE
 
 from npmerge.experiments import EXPERIMENTS
-from npmerge.experiments.schedule import Durations, Schedule, Training, in_order, matching
-from npmerge.results import Unit
+from npmerge.experiments.listing import in_order, matching
+from npmerge.methods import Combination
+from npmerge.run.schedule import Durations, Schedule, Task, Training
+from npmerge.run.work import base_models
+from npmerge.store.records import Cell, Record
+from npmerge.store.zoo import BaseModel
 
 CPU = "CPU (abacus)"
 
 
-def units(*names: str, seeds: tuple[int, ...] = (0,)) -> list[Unit]:
-    return [unit for name in names for unit in EXPERIMENTS[name].units(PROFILE, seeds)]
+def cells(*names: str, seeds: tuple[int, ...] = (0,), kind: str = "ensemble") -> list[Cell]:
+    """The cells of some experiments, one of a kind for each setting and seed."""
+    every = [cell for name in names for cell in EXPERIMENTS[name].list(PROFILE, seeds)]
+    return [cell for cell in every if cell.name.endswith(kind)]
 
 
-def content(unit: Unit, seconds: float, device: str = CPU, **more: Any) -> dict[str, Any]:
-    return {
-        "unit": {"experiment": unit.experiment, "setting": unit.setting},
-        "provenance": {"device": device, "seconds": seconds} | more,
-    }
+def bases(cell: Cell) -> list[BaseModel]:
+    return base_models(cell, torch.device("cpu"))
+
+
+def record(cell: Cell, seconds: float, device: str = CPU, *base_models: dict[str, Any]) -> Record:
+    """A record of a cell that took so long."""
+    where = {name: getattr(cell, name) for name in ("experiment", "setting", "name")}
+    origin = {
+        "device": device, "seconds": float(seconds),
+        "base_models": {str(k): made for k, made in enumerate(base_models)},
+    }  # fmt: skip
+    made = reports.record(Combination("ensemble"), 50.0, origin=origin)
+    return made.model_copy(update={"cell": made.cell.model_copy(update=where)})
+
+
+def trained(seconds: float, device: str = CPU) -> dict[str, Any]:
+    """What a record says of a base model."""
+    return {"device": device, "seconds": seconds}
 
 
 def schedule(
-    todo: list[Unit],
-    *contents: dict[str, Any],
-    trained: bool = False,
+    todo: list[Cell],
+    *records: Record,
+    there: Callable[[BaseModel], bool] = lambda _: False,
     rest: float | None = None,
     **options: Any,
 ) -> Schedule:
     return Schedule(
         todo,
-        bases=lambda unit: EXPERIMENTS[unit.experiment].base_models(unit),
-        there=lambda _: trained,
-        durations=Durations(contents, CPU),
+        bases=bases,
+        there=there,
+        durations=Durations(records, CPU),
         deadline=None if rest is None else time.monotonic() + rest,
         **options,
     )
 
 
-def take(plan: Schedule) -> list[Unit | Training]:
+def always(_: BaseModel) -> bool:
+    return True
+
+
+def take(plan: Schedule) -> list[Task]:
     """All that can begin side by side."""
     tasks = []
     while task := plan.next():
@@ -52,109 +78,119 @@ def take(plan: Schedule) -> list[Unit | Training]:
 
 
 def test_the_order_is_seed_by_seed_as_asked_and_then_that_of_the_experiments() -> None:
-    todo = units("same_data", "disjoint_splits", seeds=(2, 0))
-    found = [(unit.seed, unit.experiment) for unit in in_order(todo, [2, 0])]
+    todo = cells("same_data", "disjoint_splits", seeds=(0, 2))
+    found = [(cell.seed, cell.experiment) for cell in in_order(todo, [2, 0])]
     one = ["same_data", "disjoint_splits", "disjoint_splits"]
     assert found == [(seed, name) for seed in (2, 0) for name in one]
 
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [(None, 6), ("*", 6), ("disjoint_splits/*dirichlet*", 2), ("*seed1", 3), ("same_data/*0", 1)],
-)
+    [
+        (None, 6), ("*", 6), ("disjoint_splits/*dirichlet*", 2), ("*/seed1/*", 3),
+        ("same_data/*/ensemble", 2),
+    ],
+)  # fmt: skip
 def test_a_pattern_is_held_against_the_whole_name_below_the_profile(
     pattern: str | None, count: int
 ) -> None:
-    assert len(matching(units("same_data", "disjoint_splits", seeds=(0, 1)), pattern)) == count
+    assert len(matching(cells("same_data", "disjoint_splits", seeds=(0, 1)), pattern)) == count
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_a_few_names() -> None:
-    names = r"same_data/digits-vgg11x0.0625-seed0, .* and 1 more"
-    with pytest.raises(ValueError, match=f"no unit matches 'seed0': there are {names}"):
-        matching(units("same_data", seeds=(0, 1, 2, 3)), "seed0")
+    names = r"same_data/digits-vgg11x0.0625/seed0/ensemble, .* and 1 more"
+    with pytest.raises(ValueError, match=f"no cell matches 'seed0': there are {names}"):
+        matching(cells("same_data", seeds=(0, 1, 2, 3)), "seed0")
 
 
-def test_what_a_unit_takes_is_known_from_its_setting_else_its_experiment_else_any_on_the_device() -> (
-    None
-):
-    first, second = units("disjoint_splits")
-    other = units("same_data")[0]
+def test_what_a_cell_takes_is_known_from_its_kind_else_its_setting_experiment_or_device() -> None:
+    first, second = cells("disjoint_splits")
+    other = cells("disjoint_splits", kind="cca-mean")[0]
     assert Durations([], CPU).of(first) is None
-    known = [content(first, 10), content(first, 20), content(second, 60), content(first, 9e9, "H")]
+    known = [record(first, 10), record(first, 20), record(second, 60), record(first, 9e8, "H")]
     durations = Durations(known, CPU)
     assert durations.of(first) == 15
     assert durations.of(second) == 60
-    assert durations.of(units("data_size")[0]) == 30
-    assert Durations([content(other, 7), content(first, 10)], CPU).of(second) == 10
+    assert durations.of(other) == 15  # its setting's
+    assert durations.of(cells("data_size")[0]) == 30
+    same = record(cells("same_data")[0], 7)
+    assert Durations([same, record(first, 10)], CPU).of(second) == 10  # its experiment's
     assert Durations(known, "another").of(first) is None
-    assert durations.of_base_model(first) is None
-    bases = {"base_models": {"trained": 2, "seconds": 8.0}}
-    none = {"base_models": {"trained": 0, "seconds": 0.0}}
-    durations = Durations([content(first, 10, **bases), content(first, 10, **none)], CPU)
-    assert durations.of_base_model(other) == 4
 
 
-def test_base_models_that_units_share_are_trained_once_and_before_them() -> None:
-    _, dirichlet = units("disjoint_splits")
-    sizes = units("data_size")
+def test_what_a_base_model_takes_is_known_from_those_that_were_trained_on_the_device() -> None:
+    cell = cells("disjoint_splits")[0]
+    assert Durations([record(cell, 10)], CPU).of_base_model(cell) is None
+    known = record(cell, 10, CPU, trained(3.0), trained(5.0), trained(900.0, "H"), {})
+    durations = Durations([known], CPU)
+    assert durations.of_base_model(cell) == 4
+    assert durations.of_base_model(cells("same_data")[0]) == 4
+
+
+def test_base_models_that_cells_share_are_trained_once_and_before_them() -> None:
+    _, dirichlet = cells("disjoint_splits")
+    sizes = cells("data_size")
     plan = schedule([dirichlet, *sizes])
     trainings = take(plan)
-    assert all(isinstance(task, Training) for task in trainings)
-    addresses = [base.address for t in trainings if isinstance(t, Training) for base in t.bases]
-    assert len(addresses) == len(set(addresses)) == 2
+    assert [task.base for task in trainings if isinstance(task, Training)] == bases(dirichlet)
+    assert len(trainings) == 2
     plan.done(trainings[0], 4.0)
-    assert take(plan) == []  # every unit waits for the other one
+    assert take(plan) == []  # every cell waits for the other one
     plan.done(trainings[1], 6.0)
     assert take(plan) == [dirichlet, *sizes]
     assert plan.left == []
-    assert plan.trained(sizes[0]) == {"trained": 2, "seconds": 10.0}
 
 
-def test_a_unit_that_waits_for_base_models_keeps_no_other_from_beginning() -> None:
-    same, split = units("same_data")[0], units("disjoint_splits")[0]
-    ready = {base.address for base in EXPERIMENTS["disjoint_splits"].base_models(split)}
-    plan = Schedule(
-        [same, split],
-        bases=lambda unit: EXPERIMENTS[unit.experiment].base_models(unit),
-        there=lambda base: base.address in ready,
-        durations=Durations([], CPU),
-    )
-    *trainings, last = take(plan)
+def test_a_cell_that_waits_for_base_models_keeps_no_other_from_beginning() -> None:
+    same, split = cells("same_data")[0], cells("disjoint_splits")[0]
+    ready = bases(split)
+    *trainings, last = take(schedule([same, split], there=lambda base: base in ready))
     assert [type(task) for task in trainings] == [Training, Training]
     assert last == split
 
 
-def test_together_all_seeds_of_a_setting_are_one_training_cut_to_what_fits() -> None:
-    todo = units("same_data", seeds=(0, 1, 2))
-    (training,) = take(schedule(todo, together=True))
+def test_what_another_command_is_at_is_left_until_there_is_nothing_else() -> None:
+    first, second = cells("disjoint_splits")
+    plan = schedule([first, second], there=always, busy=lambda task: task == first)
+    assert take(plan) == [second, first]
+    waiting = bases(first)[0]
+    plan = schedule([first], busy=lambda task: isinstance(task, Training) and task.base == waiting)
+    found = [task.base for task in take(plan) if isinstance(task, Training)]
+    assert found == [bases(first)[1], waiting]
+
+
+def test_without_its_base_model_a_cell_is_dropped_and_nothing_is_trained_for_it() -> None:
+    same, split, size = cells("same_data")[0], cells("disjoint_splits")[1], cells("data_size")[0]
+    plan = schedule([split, same, size])
+    training = plan.next()
     assert isinstance(training, Training)
-    assert [base.seed for base in training.bases] == [0, 1, 10, 11, 20, 21]
-    known = content(todo[0], 1, base_models={"trained": 1, "seconds": 10.0})
-    plan = schedule(todo, known, together=True, rest=35)
-    training = take(plan)[0]
-    assert isinstance(training, Training)
-    assert [base.seed for base in training.bases] == [0, 1, 10]
+    plan.done(training, None)
+    assert plan.drop(training.base) == [split, size]
+    assert plan.left == [same]
+    assert [task.base for task in take(plan) if isinstance(task, Training)] == bases(same)
 
 
 def test_what_would_not_end_in_time_does_not_begin_and_what_would_does() -> None:
-    long, short = units("disjoint_splits")
-    plan = schedule([long, short], content(long, 100), content(short, 10), trained=True, rest=50)
+    long, short = cells("disjoint_splits")
+    known = (record(long, 100), record(short, 10))
+    plan = schedule([long, short], *known, there=always, rest=50)
     assert take(plan) == [short]
     assert plan.left == [long]
-    plan = schedule([long, short], content(long, 100), content(short, 10), trained=True, rest=500)
-    assert take(plan) == [long, short]
+    assert take(schedule([long, short], *known, there=always, rest=500)) == [long, short]
+    slow = record(long, 1, CPU, trained(100.0))
+    assert take(schedule([long], slow, rest=50)) == []
 
 
 def test_what_nobody_knows_the_time_of_begins_while_there_is_some() -> None:
-    todo = units("disjoint_splits")
-    assert take(schedule(todo, trained=True, rest=50)) == todo
-    assert take(schedule(todo, trained=True, rest=0)) == []
+    todo = cells("disjoint_splits")
+    assert take(schedule(todo, there=always, rest=50)) == todo
+    assert take(schedule(todo, there=always, rest=0)) == []
     assert take(schedule(todo, rest=0)) == []
 
 
 def test_a_run_learns_how_long_things_take_while_it_goes() -> None:
-    todo = units("same_data", seeds=(0, 1))
-    plan = schedule(todo, trained=True, rest=50)
+    todo = cells("same_data", seeds=(0, 1))
+    plan = schedule(todo, there=always, rest=50)
     first = plan.next()
     assert first == todo[0]
     plan.done(first, 60.0)
@@ -166,9 +202,18 @@ def test_a_run_learns_how_long_things_take_while_it_goes() -> None:
     assert plan.next() is None
 
 
-def test_a_unit_that_measures_time_has_nothing_beside_it() -> None:
-    same, (first, second) = units("same_data")[0], units("disjoint_splits")
-    plan = schedule([same, first, second], trained=True, alone=lambda unit: unit == first)
+def test_nothing_is_learnt_from_what_failed() -> None:
+    first, second = cells("disjoint_splits")
+    plan = schedule([first, second], there=always, rest=50)
+    assert plan.next() == first
+    plan.done(first, None)
+    assert plan.next() == second
+    assert plan.expected() == 0
+
+
+def test_a_cell_that_measures_time_has_nothing_beside_it() -> None:
+    same, (first, second) = cells("same_data")[0], cells("disjoint_splits")
+    plan = schedule([same, first, second], there=always, alone=lambda cell: cell == first)
     assert take(plan) == [same]
     plan.done(same, 1.0)
     assert take(plan) == [first]
@@ -177,10 +222,10 @@ def test_a_unit_that_measures_time_has_nothing_beside_it() -> None:
 
 
 def test_what_the_rest_takes_counts_shared_base_models_once() -> None:
-    _, dirichlet = units("disjoint_splits")
-    size = units("data_size")[0]
-    known = content(dirichlet, 10, base_models={"trained": 1, "seconds": 3.0})
+    _, dirichlet = cells("disjoint_splits")
+    size = cells("data_size")[0]
+    known = record(dirichlet, 10, CPU, trained(3.0))
     assert schedule([dirichlet, size], known).expected() == 26
-    assert schedule([dirichlet, size], known, trained=True).expected() == 20
+    assert schedule([dirichlet, size], known, there=always).expected() == 20
     assert schedule([dirichlet]).expected() is None
     assert schedule([]).expected() == 0

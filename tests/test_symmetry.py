@@ -25,13 +25,13 @@ from tiny import Snapshot, marked
 from torch import Tensor, fx, nn
 
 from npmerge.models import resnet18, resnet20, vgg11
-from npmerge.symmetry import Group, SymmetryError, check_same_architecture, symmetry, trace
+from npmerge.symmetry import Group, SymmetryError, check_same_architecture, find_symmetry, trace
 
 
 @torch.no_grad()
 def assert_permutable(model: nn.Module, x: Tensor, groups: tuple[Group, ...] | None = None) -> None:
     """Permuting every group changes every tensor that has a slot and no output."""
-    groups = symmetry(model, x) if groups is None else groups
+    groups = find_symmetry(model, x) if groups is None else groups
     moved = random_alignment(groups).apply(model)
     before, after = model.state_dict(), moved.state_dict()
     touched = {slot.name for group in groups for slot in group.slots}
@@ -67,14 +67,14 @@ def test_torchvision_models_keep_their_function(name: str) -> None:
 def test_torchvision_models_as_they_are_have_all_their_groups(name: str, count: int) -> None:
     with torch.device("meta"):
         model = getattr(torchvision.models, name)()
-    assert len(symmetry(model, images(size=64))) == count
+    assert len(find_symmetry(model, images(size=64))) == count
 
 
 @pytest.mark.parametrize("model", [Residual(), plain()], ids=["residual", "plain"])
 def test_every_slot_is_needed(model: nn.Module) -> None:
     """The function changes as soon as any one slot is left out."""
     model, x = randomised(model), images()
-    groups = symmetry(model, x)
+    groups = find_symmetry(model, x)
     assert_permutable(model, x, groups)
     for index, group in enumerate(groups):
         for slot in range(len(group.slots)):
@@ -84,7 +84,7 @@ def test_every_slot_is_needed(model: nn.Module) -> None:
 
 def test_resnet20_has_twelve_groups_measured_after_the_relu() -> None:
     model = randomised(resnet20(4, 0.25))
-    groups = symmetry(model, images(size=16))
+    groups = find_symmetry(model, images(size=16))
     assert [group.size for group in groups] == [4] * 4 + [8] * 4 + [16] * 4
     nodes = {node.name: node for node in trace(model).graph.nodes}
     assert all(nodes[group.node].target.endswith("relu") for group in groups)
@@ -97,7 +97,7 @@ def test_resnet20_has_twelve_groups_measured_after_the_relu() -> None:
 
 def test_resnet18_has_torchvision_s_twelve_groups_measured_after_the_relu() -> None:
     model, x = randomised(resnet18(4, 0.125)), images(size=64)
-    groups = symmetry(model, x)
+    groups = find_symmetry(model, x)
     assert [group.size for group in groups] == [8] * 3 + [16] * 3 + [32] * 3 + [64] * 3
     nodes = {node.name: node for node in trace(model).graph.nodes}
     assert all(nodes[group.node].target.endswith("relu") for group in groups)
@@ -108,7 +108,7 @@ def test_resnet18_has_torchvision_s_twelve_groups_measured_after_the_relu() -> N
 
 def test_vgg11_has_eight_groups_measured_between_relu_and_pooling() -> None:
     model = randomised(vgg11(4, 0.125))
-    groups = symmetry(model, images(size=32))
+    groups = find_symmetry(model, images(size=32))
     assert len(groups) == 8
     modules = dict(model.named_modules())
     nodes = {node.name: node for node in trace(model).graph.nodes}
@@ -118,8 +118,8 @@ def test_vgg11_has_eight_groups_measured_between_relu_and_pooling() -> None:
 
 
 def test_names_are_unique_and_the_same_for_equal_models() -> None:
-    groups = symmetry(Residual(), images())
-    assert groups == symmetry(randomised(Residual()), images(7))
+    groups = find_symmetry(Residual(), images())
+    assert groups == find_symmetry(randomised(Residual()), images(7))
     assert len({group.name for group in groups}) == len(groups) == 4
 
 
@@ -227,7 +227,7 @@ PARTS: dict[str, tuple[list[int], Part]] = {
 def test_operations_keep_the_function(case: str) -> None:
     sizes, model = PARTS[case]
     model, x = randomised(model), images()
-    groups = symmetry(model, x)
+    groups = find_symmetry(model, x)
     assert sorted(group.size for group in groups) == sorted(sizes)
     assert_permutable(model, x, groups)
 
@@ -249,7 +249,7 @@ class TiedAutoencoder(nn.Module):
 def test_tied_weights_move_together_and_dictionary_outputs_are_pinned() -> None:
     model = randomised(TiedAutoencoder())
     x = images()
-    (group,) = symmetry(model, x)
+    (group,) = find_symmetry(model, x)
     assert {slot.name for slot in group.slots} >= {"encode.weight", "decode.weight"}
     assert group.size == 5, "the first channel is an output"
     moved = random_alignment([group]).apply(model)
@@ -259,7 +259,7 @@ def test_tied_weights_move_together_and_dictionary_outputs_are_pinned() -> None:
 
 
 def test_a_model_without_hidden_channels_has_no_group() -> None:
-    assert symmetry(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images()) == ()
+    assert find_symmetry(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images()) == ()
 
 
 block = st.tuples(
@@ -333,21 +333,21 @@ UNKNOWN: dict[str, tuple[nn.Module, str]] = {
 def test_what_is_not_understood_is_a_named_error(case: str) -> None:
     model, message = UNKNOWN[case]
     with pytest.raises(SymmetryError, match=message) as error:
-        symmetry(model, images())
+        find_symmetry(model, images())
     assert "\n" not in str(error.value)
 
 
 def test_an_input_that_does_not_fit_is_a_named_error() -> None:
     with pytest.raises(SymmetryError, match=r"'stem' \(Conv2d\) fails on the example input"):
-        symmetry(Part(6, lambda _, x: x), torch.zeros(1, 5, 8, 8))
+        find_symmetry(Part(6, lambda _, x: x), torch.zeros(1, 5, 8, 8))
     with pytest.raises(ValueError, match=r"shape \(8,\)"):
-        symmetry(Residual(), torch.zeros(8))
+        find_symmetry(Residual(), torch.zeros(8))
 
 
 def test_finding_groups_leaves_the_model_as_it_is() -> None:
     model = marked(Residual())
     before = Snapshot.of(model)
-    symmetry(model, images())
+    find_symmetry(model, images())
     before.assert_still(model)
 
 

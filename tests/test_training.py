@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import killed
 import pytest
 import torch
 from scipy.stats import ttest_ind
 from tiny import CLASSES, assert_same_state, images, loader, net, same_parameters
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset
 
-from npmerge.aggregate import AlphaAdam
-from npmerge.data import Batches, Images
+from npmerge import training
+from npmerge.data import Batch, Batches, Images
+from npmerge.device import threads
 from npmerge.evaluate import score
-from npmerge.training import (
-    OutOfMemoryError,
-    Run,
-    TrainingError,
-    fit,
-    fit_together,
-    piecewise_linear,
-)
+from npmerge.training import OutOfMemoryError, TrainingError, fit, piecewise_linear
 
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
@@ -41,8 +42,14 @@ class Recorder:
         pass
 
     def step(self) -> None:
-        self.seen.append(self.param_groups[0]["lr"])
-        assert self.param_groups[1]["lr"] == pytest.approx(10 * self.seen[-1])
+        self.seen.append(float(self.param_groups[0]["lr"]))
+        assert float(self.param_groups[1]["lr"]) == pytest.approx(10 * self.seen[-1])
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Any, /) -> None:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -175,7 +182,7 @@ def test_data_of_unknown_length_trains_but_takes_no_schedule() -> None:
         fit(model, data, sgd(model), epochs=1, schedule=piecewise_linear(1, 0.5))
 
 
-def test_a_label_out_of_range_is_refused_before_the_model_is_changed() -> None:
+def test_a_label_out_of_range_is_refused_before_a_parameter_is_changed() -> None:
     pixels, labels = images(8).pixels, torch.full((8,), CLASSES)
     normalised = [(pixels / 255.0, labels)]
     batches = Batches(Images(pixels, labels), 8, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -208,126 +215,6 @@ def test_progress_is_shown_on_stderr_only_when_asked_for(
     assert "base model" in err
 
 
-def sgd_run(seed: int, data: Any = None, device: str = "cpu") -> Run:
-    model = net(seed).to(device)
-    source = loader(32, seed=seed) if data is None else data
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True
-    )
-    return Run(model, source, optimizer)
-
-
-def adam_run(seed: int, data: Any = None, device: str = "cpu") -> Run:
-    model = net(seed).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 * (seed + 1), fused=True)
-    return Run(model, loader(32) if data is None else data, optimizer)
-
-
-def alpha_run(seed: int, data: Any = None, device: str = "cpu") -> Run:
-    model = net(seed).to(device)
-    optimizer = AlphaAdam(model, net(seed + 10), lr=0.05)
-    return Run(model, loader(32) if data is None else data, optimizer)
-
-
-KINDS: dict[str, Callable[..., Run]] = {"sgd": sgd_run, "adam": adam_run, "alpha": alpha_run}
-WAYS: dict[str, dict[str, Any]] = {
-    "in turns": {},
-    "recorded": {"recorded": True},
-    "stacked": {"stacked": True},
-    "stacked and recorded": {"stacked": True, "recorded": True},
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shared", [False, True], ids=["own data", "shared data"])
-def test_models_trained_together_equal_models_trained_alone(
-    way: str, kind: str, shared: bool
-) -> None:
-    """Bit for bit where each model runs as it is; stacked, to a tenth of one of Adam's last steps (0.03)."""
-    data = loader(32) if shared else None
-    make = KINDS[kind]
-    schedule = piecewise_linear(3, 1)
-    alone = [make(seed, data) for seed in range(3)]
-    expected = [fit(r.model, r.data, r.optimizer, epochs=3, schedule=schedule) for r in alone]
-    together = [make(seed, data) for seed in range(3)]
-    found = fit_together(together, epochs=3, schedule=schedule, at_once=3, **WAYS[way])
-    for one, other, mine, theirs in zip(alone, together, expected, found, strict=True):
-        if "stacked" not in way:
-            assert theirs == mine
-            assert_same_state(other.model.state_dict(), one.model.state_dict())
-            continue
-        assert theirs == pytest.approx(mine, rel=1e-5)
-        for name, value in one.model.state_dict().items():
-            torch.testing.assert_close(
-                other.model.state_dict()[name], value, rtol=1e-3, atol=3e-3, msg=name
-            )
-        assert not same_parameters(one.model, net(0))
-
-
-def test_a_smaller_last_batch_and_more_models_than_fit_at_once_change_nothing() -> None:
-    alone = [sgd_run(seed, loader(20)) for seed in range(5)]  # 8 + 8 + 4 images
-    for run in alone:
-        fit(run.model, run.data, run.optimizer, epochs=3)
-    together = [sgd_run(seed, loader(20)) for seed in range(5)]
-    histories = fit_together(together, epochs=3, at_once=2, recorded=True)
-    assert [isinstance(found, list) and len(found) for found in histories] == [3] * 5
-    for one, other in zip(alone, together, strict=True):
-        assert_same_state(other.model.state_dict(), one.model.state_dict())
-
-
-def test_runs_that_wait_for_each_other_see_the_same_batches_and_the_next_training_other_ones() -> (
-    None
-):
-    def shuffled() -> Batches:
-        return Batches(
-            images(40), 8, mean=(0.5,) * 3, std=(0.25,) * 3, shuffle=True, padding=1, flip=True
-        )
-
-    def train(data: Batches, at_once: int) -> list[Any]:
-        return fit_together([adam_run(0, data) for _ in range(3)], epochs=2, at_once=at_once)
-
-    one, two = shuffled(), shuffled()
-    first, second = train(one, 1), train(one, 1)
-    assert first == [first[0]] * 3
-    assert second == [second[0]] * 3
-    assert first != second
-    assert [train(two, 2), train(two, 3)] == [first, second]
-
-
-def test_a_model_compiled_trains_as_it_does_eagerly() -> None:
-    eager, fast = ([sgd_run(seed) for seed in range(2)] for _ in range(2))
-    expected = fit_together(eager, epochs=2, at_once=2)
-    assert fit_together(fast, epochs=2, at_once=2, compile=True, recorded=True) == [
-        pytest.approx(history, rel=1e-4) for history in expected
-    ]
-    for one, other in zip(eager, fast, strict=True):
-        for name, value in one.model.state_dict().items():
-            torch.testing.assert_close(
-                other.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
-            )
-
-
-def test_a_model_that_diverges_takes_no_other_with_it() -> None:
-    runs = [adam_run(0), adam_run(1), adam_run(2)]
-    runs[1].optimizer.param_groups[0]["lr"] = 1e30
-    good, bad, fine = fit_together(runs, epochs=2, at_once=3)
-    assert isinstance(bad, TrainingError)
-    assert "at learning rate 1e+30" in str(bad)
-    alone = adam_run(2)
-    assert fine == fit(alone.model, alone.data, alone.optimizer, epochs=2)
-    assert isinstance(good, list)
-    assert len(good) == 2
-
-
-def test_runs_of_different_lengths_are_refused_together_and_none_is_nothing() -> None:
-    with pytest.raises(ValueError, match=r"as many steps an epoch each, these have \[2, 4\]"):
-        fit_together([sgd_run(0), sgd_run(1, loader(16))], epochs=1, at_once=2)
-    with pytest.raises(ValueError, match="at_once is 0: it must be at least 1"):
-        fit_together([sgd_run(0)], epochs=1, at_once=0)
-    assert fit_together([], epochs=1) == []
-
-
 class Small(nn.Module):
     """A model on a device whose memory holds so many images in training."""
 
@@ -346,28 +233,27 @@ class Small(nn.Module):
     ("holds", "advice"),
     [(31, "batches of 16 do"), (15, "batches of 8 do"), (0, "nor does a smaller one: free memory")],
 )
-@pytest.mark.parametrize("count", [1, 2])
-def test_out_of_memory_names_a_batch_size_that_fits(holds: int, advice: str, count: int) -> None:
-    runs = []
-    for _ in range(count):
-        model = Small(holds)
-        runs.append(Run(model, loader(32, 32), sgd(model)))
+def test_out_of_memory_names_a_batch_size_that_fits(holds: int, advice: str) -> None:
+    model = Small(holds)
     with pytest.raises(OutOfMemoryError) as caught:
-        fit_together(runs, epochs=1, at_once=count)
+        fit(model, loader(32, 32), sgd(model), epochs=1)
     message = str(caught.value)
     assert "with batches of 32 does not fit into the memory of cpu" in message
     assert advice in message
-    assert ("or train fewer models at once" in message) == (count > 1 and holds > 0)
 
 
-def test_training_in_bfloat16_measures_the_same_accuracy_as_in_float32() -> None:
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_in_bfloat16_measures_the_same_accuracy_as_in_float32(device: str) -> None:
     """Welch's test over ten seeds cannot tell them apart, and does tell an untrained model from both."""
     test = loader(400, 100, seed=99)
 
     def accuracies(mixed_precision: bool, epochs: int) -> list[float]:
         found = []
         for seed in range(10):
-            model = net(seed)
+            model = net(seed).to(device)
             fit(
                 model, loader(160, 16, seed=seed), sgd(model, 0.05),
                 epochs=epochs, mixed_precision=mixed_precision,
@@ -380,6 +266,277 @@ def test_training_in_bfloat16_measures_the_same_accuracy_as_in_float32() -> None
     assert ttest_ind(bfloat16, float32, equal_var=False).pvalue > 0.05
     assert ttest_ind(bfloat16, untrained, equal_var=False).pvalue < 1e-3
     assert abs(sum(bfloat16) - sum(float32)) / 10 < 3
+
+
+@pytest.mark.parametrize("gains", [True, False])
+def test_bfloat16_is_the_default_exactly_where_the_device_gains_from_it(
+    gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npmerge.device.gains_from_bfloat16", lambda _: gains)
+    default, forced = net(), net()
+    fit(default, loader(), sgd(default), epochs=1)
+    fit(forced, loader(), sgd(forced), epochs=1, mixed_precision=gains)
+    assert_same_state(default.state_dict(), forced.state_dict())
+
+
+def test_a_compiled_model_trains_as_it_does_eagerly() -> None:
+    eager, fast = net(), net()
+    expected = fit(eager, loader(), sgd(eager), epochs=2)
+    assert fit(fast, loader(), sgd(fast), epochs=2, compile=True) == pytest.approx(expected, 1e-4)
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_every_epoch_is_told_with_its_mean_loss_when_it_is_over() -> None:
+    model, told = net(), []
+    history = fit(model, loader(), sgd(model), epochs=3, on_epoch=lambda *epoch: told.append(epoch))
+    assert told == list(enumerate(history, start=1))
+
+
+def test_one_training_goes_on_with_the_batches_where_the_last_one_stopped() -> None:
+    one, two = killed.batches(), killed.batches()
+    whole, parts = net(), net()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (whole, parts)]
+    history = fit(whole, one, optimizers[0], epochs=3)
+    first = fit(parts, two, optimizers[1], epochs=1)
+    assert first + fit(parts, two, optimizers[1], epochs=2) == history
+    assert_same_state(whole.state_dict(), parts.state_dict())
+
+
+class Two(nn.Module):
+    """A model of two inputs that answers as Hugging Face's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, pixels: Tensor, shift: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.inner(pixels + shift.view(-1, 1, 1, 1)), "hidden": shift}
+
+
+def test_tuples_of_several_inputs_and_dictionaries_train_as_the_same_images_do() -> None:
+    plain, several, named = net(), Two(), Two()
+    pairs = loader()
+    zeros = [torch.zeros(len(labels)) for _, labels in pairs]
+    tuples = [(x, zero, y) for (x, y), zero in zip(pairs, zeros, strict=True)]
+    mappings = [{"labels": y, "pixels": x, "shift": zero} for x, zero, y in tuples]
+    expected = fit(plain, pairs, sgd(plain), epochs=2)
+    assert fit(several, tuples, sgd(several), epochs=2) == expected
+    assert fit(named, mappings, sgd(named), epochs=2) == expected
+    for other in (several, named):
+        assert_same_state(other.inner.state_dict(), plain.state_dict())
+        assert score(other, mappings) == score(plain, pairs)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a number is fetched from a tensor: on a GPU, each waits for all that was launched before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_no_step_waits_for_the_device(steps: int) -> None:
+    model = net()
+    data = Batches(images(8 * steps), 8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    with Waits() as waits:
+        torch.ones(1).item()
+        fit(model, data, sgd(model), epochs=2, schedule=piecewise_linear(2, 1))
+    assert waits.count == 1  # the one above
+
+
+def test_a_learning_rate_that_is_a_tensor_stays_one_and_follows_the_schedule() -> None:
+    recorder = Recorder(0.5)
+    for group in recorder.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    rates = [group["lr"] for group in recorder.param_groups]
+    fit(net(), loader(16), recorder, epochs=2, schedule=lambda epoch: epoch)
+    assert recorder.seen == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert [float(rate) for rate in rates] == [0.5, 5.0]
+
+
+def test_a_loss_of_one_s_own_is_minimised_and_its_labels_need_not_be_classes() -> None:
+    def squares(outputs: Any, batch: Batch) -> Tensor:
+        assert isinstance(batch, tuple)
+        return (outputs.float() - batch[-1]).square().mean()
+
+    data = [(x, torch.randn(len(x), CLASSES)) for x, _ in loader(64)]
+    model = net()
+    history = fit(model, data, sgd(model, 0.01), epochs=5, loss=squares)
+    assert history[-1] < 0.9 * history[0]
+    with pytest.raises(ValueError, match=r"one integer per image: got torch.float32 \(8, 4\)"):
+        fit(model, data, sgd(model), epochs=1)
+
+
+def test_a_model_without_logits_needs_a_loss_of_its_own() -> None:
+    model = nn.Sequential(net(), nn.Unflatten(1, (2, 2)))
+    with pytest.raises(
+        ValueError, match=r"the model gives \(8, 2, 2\) where logits \(N, classes\)"
+    ):
+        fit(model, loader(), sgd(model), epochs=1)
+
+
+# A training that is cut off
+
+
+def tensors_in(state: Any) -> list[Any]:
+    if isinstance(state, dict):
+        return [leaf for key in sorted(state, key=str) for leaf in tensors_in(state[key])]
+    if isinstance(state, list | tuple):
+        return [leaf for part in state for leaf in tensors_in(part)]
+    return [state]
+
+
+def same(x: Any, y: Any) -> bool:
+    return torch.equal(x, y) if isinstance(x, Tensor) else bool(x == y)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "alpha"])
+def test_a_training_killed_in_an_epoch_resumes_to_the_bits_of_an_uninterrupted_one(
+    kind: str, tmp_path: Path
+) -> None:
+    """Augmentation, schedule, momentum, batch norm, dropout and channels last included."""
+    saved = tmp_path / "deep" / "training"
+    program = [sys.executable, killed.__file__, kind, str(saved)]
+    assert subprocess.run(program, check=False).returncode == -signal.SIGKILL
+    assert [path.name for path in saved.parent.iterdir()] == ["training"]
+
+    seen: list[int] = []
+    model, optimizer, history = killed.train(kind, killed.batches(), saved, seen)
+    expected, untouched, losses = killed.train(kind, killed.batches())
+    assert seen == [3, 4]
+    assert history == losses
+    assert_same_state(model.state_dict(), expected.state_dict())
+    for x, y in zip(model.parameters(), expected.parameters(), strict=True):
+        assert x.stride() == y.stride()
+    found, right = tensors_in(optimizer.state_dict()), tensors_in(untouched.state_dict())
+    assert len(found) > 3
+    assert all(same(x, y) for x, y in zip(found, right, strict=True))
+
+
+def test_a_training_that_was_over_is_not_repeated(tmp_path: Path) -> None:
+    saved, seen = tmp_path / "training", []
+    first, _, history = killed.train("sgd", killed.batches(), saved)
+    again, _, losses = killed.train("sgd", killed.batches(), saved, seen)
+    assert (losses, seen) == (history, [])
+    assert_same_state(again.state_dict(), first.state_dict())
+
+
+def test_the_file_is_written_no_more_often_than_asked_for(tmp_path: Path) -> None:
+    model = net()
+    fit(model, loader(), sgd(model), epochs=2, saved=tmp_path / "training", save_every=3600)
+    assert list(tmp_path.iterdir()) == []
+    assert training.SAVE_EVERY == 120
+
+
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a training of four epochs."""
+    saved = tmp_path_factory.mktemp("saved") / "training"
+    killed.train("sgd", killed.batches(), saved)
+    return saved.read_bytes()
+
+
+@pytest.mark.parametrize("share", [0, 0.005, 0.3, 0.6, 0.95, 0.999])
+@pytest.mark.parametrize("harm", ["flip", "cut"])
+def test_a_damaged_file_is_ignored_with_a_warning(
+    harm: str, share: float, cut_off: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved, seen = tmp_path / "training", []
+    place = int(share * len(cut_off))
+    flipped = cut_off[:place] + bytes([cut_off[place] ^ 1]) + cut_off[place + 1 :]
+    saved.write_bytes(flipped if harm == "flip" else cut_off[:place])
+    with caplog.at_level(logging.WARNING, logger="npmerge"):
+        killed.train("sgd", killed.batches(), saved, seen)
+    assert seen == [1, 2, 3, 4]
+    assert caplog.messages == [f"{saved}: it is damaged, so the training begins anew"]
+    assert (
+        saved.read_bytes()[:32] == cut_off[:32]
+    )  # the digest: the new file is the one that was damaged
+
+
+OTHER: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
+    "weights": lambda model: model.load_state_dict(net(1).state_dict()) and {},
+    "epochs": lambda _: {"epochs": 5},
+    "schedule": lambda _: {"schedule": piecewise_linear(4, 2)},
+    "learning rate": lambda model: {"optimizer": sgd(model, 0.2)},
+    "optimiser": lambda model: {"optimizer": torch.optim.Adam(model.parameters(), lr=0.1)},
+    "precision": lambda _: {"mixed_precision": True},
+    "seed of the data": lambda _: {"data": killed.batches(seed=6)},
+    "length of the data": lambda _: {"data": loader(40, 8)},
+}
+
+
+def epochs_trained(saved: Path, what: str | None = None) -> list[int]:
+    """Train, with something changed, and say which epochs were not taken from the file."""
+    model, seen = net(), []
+    options: dict[str, Any] = {
+        "epochs": 4, "schedule": piecewise_linear(4, 1), "optimizer": sgd(model),
+        "data": killed.batches(), "mixed_precision": False,
+    }  # fmt: skip
+    if what is not None:
+        options |= OTHER[what](model)
+    fit(
+        model, options.pop("data"), options.pop("optimizer"), **options, saved=saved,
+        save_every=0, on_epoch=lambda epoch, _: seen.append(epoch),
+    )  # fmt: skip
+    return seen
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_the_file_of_another_training_is_ignored_with_a_warning(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = tmp_path / "training"
+    with caplog.at_level(logging.WARNING, logger="npmerge"):
+        assert epochs_trained(saved) == [1, 2, 3, 4]
+        assert epochs_trained(saved) == []
+        assert caplog.messages == []
+        assert epochs_trained(saved, what) == list(range(1, 6 if what == "epochs" else 5))
+    (line,) = caplog.messages
+    assert line == f"{saved}: it is of another training, so the training begins anew"
+
+
+def test_a_file_of_other_kernels_or_threads_is_of_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "training"
+    assert epochs_trained(saved) == [1, 2, 3, 4]
+    with threads(2):
+        assert epochs_trained(saved) == [1, 2, 3, 4]
+        assert epochs_trained(saved) == []
+    assert epochs_trained(saved) == [1, 2, 3, 4]
+    monkeypatch.setattr("npmerge._resume.kernels_label", lambda _: "cpu-else")
+    assert epochs_trained(saved) == [1, 2, 3, 4]
+
+
+def test_a_training_that_diverges_leaves_the_epochs_before_in_the_file(tmp_path: Path) -> None:
+    saved = tmp_path / "training"
+    data = killed.batches()
+
+    def train(loss: Any, seen: list[int]) -> None:
+        model = net()
+        fit(
+            model, killed.batches(), sgd(model), epochs=3, saved=saved, save_every=0, loss=loss,
+            on_epoch=lambda epoch, _: seen.append(epoch),
+        )  # fmt: skip
+
+    steps = iter(range(100))
+
+    def bad(outputs: Tensor, batch: Batch) -> Tensor:
+        found = cross_entropy(outputs, batch[-1])
+        return found * float("nan") if next(steps) == len(data) else found
+
+    seen: list[int] = []
+    with pytest.raises(TrainingError, match="epoch 2, step 1"):
+        train(bad, seen)
+    train(None, seen)
+    assert seen == [1, 2, 3]
 
 
 @pytest.mark.gpu
@@ -396,19 +553,16 @@ def test_training_on_a_gpu_follows_the_cpu() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["sgd", "adam", "alpha"])
 @pytest.mark.parametrize("compiling", [False, True])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_models_trained_together_on_a_gpu_follow_the_cpu(
-    way: str, kind: str, compiling: bool
-) -> None:
-    schedule = piecewise_linear(3, 1)
-    expected = fit_together(
-        [KINDS[kind](seed) for seed in range(3)], epochs=3, schedule=schedule, at_once=3
-    )
-    runs = [KINDS[kind](seed, device="cuda") for seed in range(3)]
-    found = fit_together(
-        runs, epochs=3, schedule=schedule, at_once=3, mixed_precision=False, compile=compiling,
-        **{"recorded": False} | WAYS[way],
-    )  # fmt: skip
-    assert found == [pytest.approx(history, rel=1e-2) for history in expected]
+def test_every_optimiser_on_a_gpu_follows_the_cpu(kind: str, compiling: bool) -> None:
+    found = []
+    for device, compiled in (("cpu", False), ("cuda", compiling)):
+        model = net().to(device)
+        optimizer = killed.optimizer_of(kind, model, net(1))
+        history = fit(
+            model, loader(32), optimizer, epochs=3, schedule=piecewise_linear(3, 1),
+            mixed_precision=False, compile=compiled,
+        )  # fmt: skip
+        found.append(history)
+    assert found[1] == pytest.approx(found[0], rel=1e-2)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from npmerge import catalogue
 from npmerge.data import Images
-from npmerge.experiments import Profile
+from npmerge.experiments import Profile, profile
 
 CLASSES = 4
 
@@ -23,11 +25,13 @@ SETTING = {
     "beside": ["cifar10", "vgg11x1"],
 }
 OPTIMISATION = {
-    "epochs": 1,
     "batch_size": 200,
-    "tuned_lrs": [1e-3],
-    "tuned_epochs": 1,
-    "ridges": [0.1],
+    "options": {
+        "np_merge": {"epochs": 1},
+        "finetune": {"epochs": 1},
+        "cca": {"ridge": {"choose": [0.1]}},
+    },
+    "tuned": {"finetune": {"lr": {"choose": [1e-3], "trial": {"epochs": 1}}}},
     "path_points": 2,
 }
 DIRICHLET = SETTING | {
@@ -36,10 +40,12 @@ DIRICHLET = SETTING | {
     "beside": ["cifar100", "resnet20x8"],
     "split": "dirichlet",
 }
-PROFILE = Profile.model_validate(
-    {
-        "name": "tiny",
-        "title": "a unit in seconds",
+PROFILE = Profile(
+    name="tiny",
+    title="a setting in seconds",
+    threads=1,
+    precision="float32",
+    sections={
         "same_data": {"settings": [SETTING], "optimisation": OPTIMISATION},
         "disjoint_splits": {
             "settings": [DIRICHLET | {"split": "80-20"}, DIRICHLET],
@@ -52,17 +58,30 @@ PROFILE = Profile.model_validate(
         },
         "many_models": {
             "settings": [{k: v for k, v in DIRICHLET.items() if k != "split"}, DIRICHLET],
-            "optimisation": OPTIMISATION,
+            "optimisation": OPTIMISATION | {"tuned": {}},
             "counts": [2, 3],
         },
         "cost": {
             "settings": [DIRICHLET | {"split": None}],
             "optimisation": OPTIMISATION,
+            "epochs": 1,
             "counts": [2],
         },
-    }
+    },
 )
 """4x4 digits, one epoch each."""
+
+
+def tiny_profile(patch: pytest.MonkeyPatch) -> None:
+    """Let the profile ``tiny`` be found by its name."""
+    known = profile.load_profile
+    for place in ("npmerge.experiments", "npmerge.run.engine"):
+        patch.setattr(
+            f"{place}.load_profile", lambda name: PROFILE if name == "tiny" else known(name)
+        )
+    names = [*catalogue.profile_names(), "tiny"]
+    for place in ("npmerge.catalogue", "npmerge.cli", "npmerge.parameters"):
+        patch.setattr(f"{place}.profile_names", lambda: names)
 
 
 def images(count: int = 24, *, channels: int = 3, size: int = 8, seed: int = 0) -> Images:

@@ -1,27 +1,16 @@
 """Agg: two aligned models become one."""
 
-from npmerge.aggregate.finetune import (
-    Finetuned,
-    LearnWeights,
-    finetune,
-    finetune_tuned,
-    finetune_tuned_together,
-)
-from npmerge.aggregate.learn import Learning, learn_together
-from npmerge.aggregate.mean import mean
-from npmerge.aggregate.np_merge import AlphaAdam, LearnAlpha, NPMerge, np_merge
+from npmerge.aggregate.aggregated import Aggregated
+from npmerge.aggregate.averaging import mean
+from npmerge.aggregate.finetuning import finetune, learning_weights
+from npmerge.aggregate.nonuniform import AlphaAdam, learning_alpha, np_merge
 
 __all__ = [
+    "Aggregated",
     "AlphaAdam",
-    "Finetuned",
-    "LearnAlpha",
-    "LearnWeights",
-    "Learning",
-    "NPMerge",
     "finetune",
-    "finetune_tuned",
-    "finetune_tuned_together",
-    "learn_together",
+    "learning_alpha",
+    "learning_weights",
     "mean",
     "np_merge",
 ]

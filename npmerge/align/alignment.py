@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ class Alignment:
     ``float64 (size, size)`` tensor with ``aligned = T @ channel``.
 
     Args:
-        groups: The symmetry groups, as :func:`npmerge.symmetry.symmetry` finds them.
+        groups: The symmetry groups, as :func:`npmerge.symmetry.find_symmetry` finds them.
         maps: One permutation or matrix per group.
         inverses: Their inverses, of the same kinds.
 
@@ -137,6 +138,31 @@ class Alignment:
         inverses = tuple(_after(y, x) for x, y in zip(self.inverses, other.inverses, strict=True))
         return Alignment(self.groups, maps, inverses)
 
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Take the alignment apart, for a file.
+
+        Returns:
+            Its tensors on the CPU, no two with the same memory, and the rest, JSON-serialisable.
+        """
+        tensors = {}
+        for index, (mapping, inverse) in enumerate(zip(self.maps, self.inverses, strict=True)):
+            tensors[f"map.{index}"] = mapping.cpu().contiguous()
+            # A file holds no tensor twice; an involution or identity may be its own inverse.
+            tensors[f"inverse.{index}"] = inverse.cpu().clone().contiguous()
+        return tensors, {"groups": [asdict(group) for group in self.groups]}
+
+    @classmethod
+    def unpack(cls, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> Alignment:
+        """Put an alignment together again.
+
+        Args:
+            tensors: as :meth:`pack` returns them.
+            words: the rest.
+        """
+        groups = unpack_groups(words)
+        maps = tuple(tensors[f"map.{i}"] for i in range(len(groups)))
+        return cls(groups, maps, tuple(tensors[f"inverse.{i}"] for i in range(len(groups))))
+
     def save(self, path: str | Path) -> None:
         """Write the alignment to a safetensors file.
 
@@ -144,15 +170,9 @@ class Alignment:
             path: The file; an existing one is replaced only once the new one is complete.
         """
         path = Path(path)
-        tensors = {}
-        for index, (mapping, inverse) in enumerate(zip(self.maps, self.inverses, strict=True)):
-            tensors[f"map.{index}"] = mapping.cpu().contiguous()
-            # A file holds no tensor twice; an involution or identity may be its own inverse.
-            tensors[f"inverse.{index}"] = inverse.cpu().clone().contiguous()
+        tensors, words = self.pack()
         partial = path.with_name(path.name + ".partial")
-        save_file(
-            tensors, partial, {"groups": json.dumps([asdict(group) for group in self.groups])}
-        )
+        save_file(tensors, partial, {name: json.dumps(value) for name, value in words.items()})
         partial.replace(path)
 
     @classmethod
@@ -171,10 +191,9 @@ class Alignment:
         """
         try:
             with safe_open(path, "pt") as file:
-                groups = _groups_from_json(file.metadata()["groups"])
-                maps = tuple(file.get_tensor(f"map.{i}") for i in range(len(groups)))
-                inverses = tuple(file.get_tensor(f"inverse.{i}") for i in range(len(groups)))
-            return cls(groups, maps, inverses)
+                words = {"groups": json.loads(file.metadata()["groups"])}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls.unpack(tensors, words)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise ValueError(
@@ -182,10 +201,15 @@ class Alignment:
             ) from error
 
 
-def _groups_from_json(text: str) -> tuple[Group, ...]:
+def unpack_groups(words: Mapping[str, Any]) -> tuple[Group, ...]:
+    """The groups that are written out, as by :func:`dataclasses.asdict`, in a list ``"groups"``.
+
+    Args:
+        words: where the list is.
+    """
     return tuple(
         Group(**{**group, "slots": tuple(Slot(**slot) for slot in group["slots"])})
-        for group in json.loads(text)
+        for group in words["groups"]
     )
 
 

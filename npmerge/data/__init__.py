@@ -1,18 +1,20 @@
 """Images in, batches out."""
 
-from npmerge.data.batches import Batches, Data, plain_batches, train_batches
-from npmerge.data.datasets import DATASETS, DataError, Images, ImageSet, load
-from npmerge.data.imagenet import ImageNet200
+from npmerge.catalogue import DATASETS
+from npmerge.data.batches import Batches
+from npmerge.data.images import DataError, ImageData, Images, load
+from npmerge.data.inmemory import ImageSet
+from npmerge.data.streams import Batch, Data, stream
 
 __all__ = [
     "DATASETS",
+    "Batch",
     "Batches",
     "Data",
     "DataError",
-    "ImageNet200",
+    "ImageData",
     "ImageSet",
     "Images",
     "load",
-    "plain_batches",
-    "train_batches",
+    "stream",
 ]

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npmerge.experiments import merging
-from npmerge.experiments.merging import Machine, Merging, base_models
-from npmerge.experiments.profile import Profile
-from npmerge.results import Outcome, Unit
-from npmerge.zoo import Zoo
-
-__all__ = ["NAME", "base_models", "run", "units"]
-
-NAME = "imagenet"
-TABLE = "III"
+from npmerge.experiments.listing import Experiment, setting_cells
+from npmerge.experiments.profile import Profile, Section
+from npmerge.store.records import Cell
 
 
-def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
-    """The units of the experiment: every setting with every seed; none where the profile has no such section.
+def list_cells(profile: Profile, section: Section, seeds: Sequence[int]) -> list[Cell]:
+    """Every setting with every seed, merged by every method of Table III.
+
+    No paths are followed: each of their points would be a pass over ImageNet.
 
     Args:
         profile: its parameters.
+        section: those of the experiment.
         seeds: of the split and of the pair of base models.
     """
-    section = profile.imagenet
-    return [] if section is None else merging.units(profile.name, NAME, section, seeds)
+    return [
+        cell
+        for setting in section.settings
+        for seed in seeds
+        for cell in setting_cells(profile, "imagenet", section, setting, seed)
+    ]
 
 
-def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
-    """Run one unit: the methods of Table III with top-1 and top-5 accuracy.
-
-    Args:
-        unit: from :func:`units`.
-        zoo: where the base models are.
-        machine: where to run.
-    """
-    pair = Merging.of(unit, zoo, machine, table=TABLE)
-    pair.every_method(paths=False)  # each of their points would be a pass over ImageNet
-    return pair.outcome()
+EXPERIMENT = Experiment("imagenet", "ImageNet-200", "III", list_cells, place=3)

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
-from npmerge.data import ImageNet200, ImageSet, load
+from npmerge.catalogue import DATASETS, MODELS, check_profile
+from npmerge.methods import METHODS, find
+from npmerge.registry import Entry
 
-NAMES = ("digits", "lite", "paper")
+_FOLDER = Path(__file__).parent / "profiles"
+
+
+def _known(check: Callable[[str], Entry]) -> AfterValidator:
+    return AfterValidator(lambda name: check(name).name)
+
+
+_Align = Annotated[str, _known(lambda name: find(name, "align"))]
+_Aggregate = Annotated[str, _known(lambda name: find(name, "aggregate"))]
+_Several = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 
 
 class Model(BaseModel):
     """A validated set of values that forbids unknown names and is not changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class RecipeValues(Model):
-    """How base models are trained; see :class:`npmerge.zoo.Recipe`."""
+    """How base models are trained; see :class:`npmerge.store.zoo.Recipe`."""
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=1)
@@ -35,17 +55,17 @@ class Setting(Model):
     """One column of a table: a data set, a network and its recipe.
 
     Attributes:
-        beside: data set and model of the paper's column that the setting is shown beside.
+        beside: data set and model of the paper's column that the setting is shown beside; presentation only.
         split: how the training images are shared out among the models; by default each sees all of them.
         images: cut the data to so many images, for a dry run; all by default.
     """
 
-    dataset: Literal["digits", "cifar10", "cifar100", "imagenet200"]
-    image_size: int
-    model: Literal["vgg11", "resnet20", "resnet18"]
-    width: float
+    dataset: Annotated[str, _known(DATASETS.__getitem__)]
+    image_size: int = Field(gt=0)
+    model: Annotated[str, _known(MODELS.__getitem__)]
+    width: float = Field(gt=0)
     recipe: RecipeValues
-    beside: tuple[str, str]
+    beside: tuple[str, str] | None = None
     split: Literal["80-20", "dirichlet"] | None = None
     images: int | None = None
 
@@ -60,135 +80,155 @@ class Setting(Model):
         return "-".join(filter(None, (self.dataset, self.model_name, self.split)))
 
     @property
-    def column(self) -> str:
-        """The split's name in the paper's tables."""
-        return {"80-20": "split_80_20", "dirichlet": "dirichlet"}.get(self.split or "", "same")
+    def config(self) -> dict[str, Any]:
+        """What numbers are a function of."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"beside"})
 
-    @property
-    def topk(self) -> tuple[int, ...]:
-        """The accuracies that the paper's table has."""
-        return (1, 5) if self.dataset == "imagenet200" else (1,)
 
-    def load(self) -> ImageSet | ImageNet200:
-        """Load the data set."""
-        data: ImageSet | ImageNet200
-        if self.dataset == "imagenet200":
-            data = ImageNet200(image_size=self.image_size)
-        else:
-            data = load(self.dataset, image_size=self.image_size)
-        return data if self.images is None else data.first(self.images)
+class Choose(Model):
+    """An option that is chosen on held-out training data; see :class:`npmerge.merging.Choice`."""
+
+    choose: tuple[float, ...] = Field(min_length=1)
+    trial: dict[str, Any] = Field(default_factory=dict)
+
+
+def _choice(value: Any) -> Any:
+    return Choose(**value) if isinstance(value, dict) and "choose" in value else value
+
+
+Options = dict[
+    Annotated[str, _known(METHODS.__getitem__)], dict[str, Annotated[Any, AfterValidator(_choice)]]
+]
+"""Options of methods, by the methods' names; a value may be a :class:`Choose`."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """Every alignment with every aggregation.
+
+    Attributes:
+        align: names of alignments.
+        aggregate: names of aggregations.
+        many: how more than two models become one; ``None`` for pairs.
+        correct: what is done after merging.
+    """
+
+    align: tuple[str, ...]
+    aggregate: tuple[str, ...]
+    many: str | None = None
+    correct: str | None = "reset_batchnorm"
+
+
+class _Named(Model):
+    """Methods as a profile names them."""
+
+    align: Annotated[tuple[_Align, ...], _Several]
+    aggregate: Annotated[tuple[_Aggregate, ...], _Several]
+    many: Annotated[str, _known(lambda name: find(name, "many"))] | None = None
+    correct: Annotated[str, _known(lambda name: find(name, "correct"))] | None = "reset_batchnorm"
 
 
 class Optimisation(Model):
-    """How merged models are made; everything the methods take.
+    """What merging is given.
 
     Attributes:
-        epochs: passes over the optimisation data, for NP Merge and fine-tuning.
-        lr: Adam's learning rate for both [paper].
         batch_size: images a step.
-        tuned_lrs: learning rates that the tuned fine-tuning control tries on held-out optimisation data.
-        tuned_epochs: passes for each trial.
         held_out: fraction of every class of the optimisation data that choices are made on.
-        ridges: CCA's ridges, added as they are to the activations' variances; chosen from on the same held-out data.
-        path_points: models scored along a path, the ends included.
+        options: of methods, by their names; a :class:`Choose` is made on the held-out data. What is not named has the
+            method's own default.
+        tuned: of aggregations that are run a second time, with an option chosen.
+        path_points: models scored along a path between two others, the ends included.
     """
 
-    epochs: int = Field(10, gt=0)
-    lr: float = Field(1e-2, gt=0)
     batch_size: int = Field(500, gt=1)
-    tuned_lrs: tuple[float, ...]
-    tuned_epochs: int = Field(gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)
-    ridges: tuple[float, ...]
+    options: Options = Field(default_factory=dict)
+    tuned: Options = Field(default_factory=dict)
     path_points: int = Field(11, gt=1)
 
 
-class SameData(Model):
-    """Section IV-B."""
+class Section(Model):
+    """An experiment's part of a profile.
+
+    Attributes:
+        settings: its columns.
+        optimisation: what merging is given.
+        methods: what is run; by default what the experiment's table has.
+    """
 
     settings: tuple[Setting, ...]
     optimisation: Optimisation
+    methods: tuple[Methods, ...] | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _checked(cls, value: Any) -> Any:
+        return value and tuple(Methods(**dict(_Named(**one))) for one in value)
 
 
-class DisjointSplits(SameData):
-    """Section IV-C; every setting has a split."""
-
-
-class ImageNet(SameData):
-    """Section IV-C, Table III; only where a profile has it."""
-
-
-class DataSize(SameData):
-    """Section IV-D.
-
-    Attributes:
-        examples_per_class: how many optimisation images a class; ``"all"`` for the whole training set.
-    """
-
-    examples_per_class: tuple[int | Literal["all"], ...]
-
-
-class Cost(SameData):
-    """Section IV-F; the settings differ in their width.
-
-    Attributes:
-        counts: how many models are merged in tournaments, in the narrowest setting; each at least 2.
-    """
-
-    counts: tuple[Annotated[int, Field(ge=2)], ...]
-
-
-class ManyModels(SameData):
-    """Section IV-E.
-
-    Attributes:
-        counts: how many models to merge into one.
-        seeds: take at most so many of the seeds given.
-    """
-
-    counts: tuple[int, ...]
-    seeds: int | None = Field(None, gt=0)
+S = TypeVar("S", bound=Section)
 
 
 class Profile(Model):
     """A named set of parameters for every experiment.
 
     Attributes:
-        name: ``"digits"``, ``"lite"`` or ``"paper"``.
+        name: as its file is called.
         title: what a reader is told it is.
-        threads: CPU threads of a unit, fixed where the numbers should not depend on how many cores there are; all by
-            default.
-        same_data, disjoint_splits, imagenet, data_size, many_models, cost: parameters of the experiments of those
-            names.
+        threads: CPU threads of a training and of a cell: fixed, so that numbers do not depend on the cores there are.
+        precision: ``"auto"`` learns in bfloat16 where the device gains from it.
+        sections: the parameters of each experiment, by its name.
     """
 
     name: str
     title: str
-    threads: int | None = Field(None, gt=0)
-    same_data: SameData
-    disjoint_splits: DisjointSplits
-    imagenet: ImageNet | None = None
-    data_size: DataSize
-    many_models: ManyModels
-    cost: Cost
+    threads: int = Field(gt=0)
+    precision: Literal["auto", "float32"] = "auto"
+    sections: dict[str, Any]
+
+    def section(self, name: str, kind: type[S], default: Any = None) -> S | None:
+        """An experiment's parameters.
+
+        Args:
+            name: the experiment's.
+            kind: the class that they are of.
+            default: what to take where the profile's file has none.
+
+        Returns:
+            ``None`` where the profile has none.
+
+        Raises:
+            ValueError: an unknown name or a wrong value.
+        """
+        values = self.sections.get(name, default)
+        if values is None:
+            return None
+        try:
+            return kind.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(_first(self.name, error, name)) from error
 
 
 def load_profile(name: str) -> Profile:
     """Read a profile.
 
     Args:
-        name: ``"digits"``, ``"lite"`` or ``"paper"``.
+        name: e.g. ``"digits"``, ``"lite"`` or ``"paper"``.
 
     Raises:
         ValueError: no such profile, or it holds an unknown name or a wrong value.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(NAMES)}")
-    text = (files("npmerge.experiments") / "profiles" / f"{name}.yaml").read_text()
-    values: dict[str, Any] = yaml.safe_load(text)
+    check_profile(name)
+    import yaml  # only who reads a profile waits for it
+
+    values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    own = {key: values.pop(key) for key in ("title", "threads", "precision") if key in values}
     try:
-        return Profile(name=name, **values)
+        return Profile(name=name, sections=values, **own)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"profile {name!r}, {where}: {first['msg']}") from error
+        raise ValueError(_first(name, error)) from error
+
+
+def _first(profile: str, error: ValidationError, *where: str) -> str:
+    first = error.errors()[0]
+    return f"profile {profile!r}, {'.'.join(map(str, (*where, *first['loc'])))}: {first['msg']}"

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npmerge.experiments import merging
-from npmerge.experiments.merging import Machine, Merging, base_models
-from npmerge.experiments.profile import Profile
-from npmerge.results import Outcome, Unit
-from npmerge.zoo import Zoo
-
-__all__ = ["NAME", "base_models", "run", "units"]
-
-NAME = "same_data"
-TABLE = "I"
+from npmerge.experiments.listing import PATHS, Experiment, setting_cells
+from npmerge.experiments.profile import Profile, Section
+from npmerge.store.records import Cell
 
 
-def units(profile: Profile, seeds: Sequence[int]) -> list[Unit]:
-    """The units of the experiment: every setting with every seed.
+def list_cells(profile: Profile, section: Section, seeds: Sequence[int]) -> list[Cell]:
+    """Every setting with every seed, merged by every method of Table I.
 
     Args:
         profile: its parameters.
+        section: those of the experiment.
         seeds: one pair of base models each.
     """
-    return merging.units(profile.name, NAME, profile.same_data, seeds)
+    return [
+        cell
+        for setting in section.settings
+        for seed in seeds
+        for cell in setting_cells(profile, "same_data", section, setting, seed, paths=PATHS)
+    ]
 
 
-def run(unit: Unit, *, zoo: Zoo, machine: Machine) -> Outcome:
-    """Run one unit: train or load the pair, merge it by every method of Table I, score on the full test set.
-
-    Args:
-        unit: from :func:`units`.
-        zoo: where the base models are.
-        machine: where to run.
-    """
-    pair = Merging.of(unit, zoo, machine, table=TABLE)
-    pair.every_method()
-    return pair.outcome()
+EXPERIMENT = Experiment("same_data", "Same data", "I", list_cells, place=1)

@@ -1,0 +1,215 @@
+"""Batches of any kind, tuples or dictionaries of tensors: checked, moved to a device and given to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npmerge.device import channels_last
+
+Batch = tuple[Tensor, ...] | Mapping[str, Tensor]
+"""``(inputs..., labels)``, or a dictionary of keyword inputs and ``"labels"``; each tensor has a row an example."""
+
+Data = Iterable[Batch]
+"""Any re-iterable of batches; a ``DataLoader`` is one."""
+
+LABELS = ("labels", "label")
+"""What a dictionary may call its labels."""
+
+
+def stream(data: Data, device: torch.device | str) -> Iterator[Batch]:
+    """The batches of ``data`` on ``device``, checked on the way.
+
+    Args:
+        data: any re-iterable of batches.
+        device: where to move each batch.
+
+    Yields:
+        Tuples or dictionaries of tensors on ``device``: images with their channels innermost in memory, labels that are
+        integers as ``int64``.
+
+    Raises:
+        ValueError: ``data`` is empty, a one-shot iterator, or yields something else than batches.
+    """
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"data is a one-shot {type(data).__name__}: give something that can be iterated again, "
+            "such as a DataLoader or a list"
+        )
+    empty = True
+    for batch in data:
+        _check(batch)
+        if not size_of(batch):
+            continue
+        empty = False
+        moved = mapped(batch, lambda t: channels_last(t.to(device, non_blocking=True)))
+        if isinstance(moved, Mapping):
+            yield {k: _whole(v) if k in LABELS else v for k, v in moved.items()}
+        else:
+            yield (*moved[:-1], _whole(moved[-1]))
+    if empty:
+        raise ValueError(
+            "the data is empty: it yields no image; check the loader or the index set it was made from"
+        )
+
+
+def outputs_of(model: Callable[..., Any], batch: Batch) -> Any:
+    """What a model answers to a batch.
+
+    Args:
+        model: called with a tuple's inputs, or with a dictionary's entries but the labels as keywords.
+        batch: from :func:`stream`.
+
+    Returns:
+        The logits where the output is an object or a dictionary that has ``logits``, else the output itself.
+    """
+    if isinstance(batch, Mapping):
+        return _unwrapped(model(**{k: v for k, v in batch.items() if k not in LABELS}))
+    return _unwrapped(model(*batch[:-1]))
+
+
+def as_logits(outputs: Any) -> Tensor:
+    """A model's outputs as the logits of classes, in float32.
+
+    Args:
+        outputs: logits, or an object or a dictionary that has ``logits``.
+
+    Returns:
+        ``(N, classes)``.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    logits = _unwrapped(outputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model gives {found} where logits (N, classes) are needed: give a loss of your own, "
+            "or a model that gives logits"
+        )
+    return logits.float()
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """A batch's labels: the last of a tuple, or a dictionary's ``"labels"``.
+
+    Args:
+        batch: from :func:`stream`.
+
+    Raises:
+        ValueError: a dictionary without labels.
+    """
+    if not isinstance(batch, Mapping):
+        return batch[-1]
+    for name in LABELS:
+        if name in batch:
+            return batch[name]
+    raise ValueError(f"a batch has no 'labels', only {', '.join(map(repr, batch))}")
+
+
+def input_of(batch: Batch) -> Tensor:
+    """The one tensor that a model takes of a batch, ``(N, ...)``.
+
+    Args:
+        batch: from :func:`stream`.
+
+    Raises:
+        ValueError: the batch has several inputs, or none.
+    """
+    if isinstance(batch, Mapping):
+        inputs = [value for name, value in batch.items() if name not in LABELS]
+    else:
+        inputs = list(batch[:-1])
+    if len(inputs) != 1:
+        raise ValueError(
+            f"a batch has {len(inputs)} inputs: the alignment of models that take several is not known"
+        )
+    return inputs[0]
+
+
+def example_of(data: Data) -> Tensor:
+    """The input of the first batch, ``(N, ...)`` on the CPU, for its shape.
+
+    Args:
+        data: any re-iterable of batches.
+
+    Raises:
+        ValueError: as :func:`stream` and :func:`input_of`.
+    """
+    return input_of(next(stream(data, "cpu")))
+
+
+def size_of(batch: Batch) -> int:
+    """How many examples a batch has.
+
+    Args:
+        batch: from :func:`stream`.
+    """
+    return len(next(iter(batch.values() if isinstance(batch, Mapping) else batch)))
+
+
+def mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch of the same kind with each of its tensors changed.
+
+    Args:
+        batch: stays as it is.
+        change: called with each tensor.
+    """
+    if isinstance(batch, Mapping):
+        return {name: change(value) for name, value in batch.items()}
+    return tuple(map(change, batch))
+
+
+def check_labels(data: Data, labels: Tensor, classes: int) -> None:
+    """Raise if labels are not classes of the model, one for each example.
+
+    Args:
+        data: where the batch comes from. Data that knows the lowest and the highest of its labels (``label_range``,
+            as :class:`~npmerge.data.batches.Batches` does) is taken at its word, so that no step waits for the device.
+        labels: the batch's labels, ``(N,)``.
+        classes: how many outputs the model has.
+
+    Raises:
+        ValueError: the labels are not one integer an example, or one is below 0 or not below ``classes``.
+    """
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be one integer per image: got {labels.dtype} {tuple(labels.shape)}"
+        )
+    known = getattr(data, "label_range", None)
+    low, high = known if known is not None else (int(v) for v in torch.aminmax(labels))
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"label {wrong} is out of range: the model has {classes} outputs, so labels go from 0 to {classes - 1}"
+        )
+
+
+def _check(batch: Any) -> None:
+    kind, parts = type(batch).__name__, []
+    if isinstance(batch, Mapping):
+        parts, enough = list(batch.values()), 1
+    elif isinstance(batch, tuple | list):
+        parts, enough = list(batch), 2
+    if not parts or len(parts) < enough or not all(isinstance(part, Tensor) for part in parts):
+        inside = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(
+            "data must yield (inputs, labels) tuples or dictionaries of tensors, "
+            f"got {kind}{f' of {inside}' if inside else ''}"
+        )
+    if not parts[0].ndim or len({part.shape[:1] for part in parts}) > 1:
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise ValueError(f"the tensors of a batch must have one row an example: got {shapes}")
+
+
+def _unwrapped(outputs: Any) -> Any:
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    return getattr(outputs, "logits", outputs)
+
+
+def _whole(labels: Tensor) -> Tensor:
+    return labels if labels.is_floating_point() else labels.to(torch.int64)

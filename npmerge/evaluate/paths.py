@@ -1,0 +1,78 @@
+"""The linear path between two models, and the barrier on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from npmerge.aggregate.averaging import mean
+from npmerge.data.streams import Data
+from npmerge.evaluate.scores import score
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """A model on the linear path between two others.
+
+    Attributes:
+        alpha: the share of model A, in [0, 1].
+        accuracy: top-1 in percent.
+        loss: mean cross-entropy in nats.
+    """
+
+    alpha: float
+    accuracy: float
+    loss: float
+
+
+def path(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    *,
+    points: int = 11,
+    correct: Callable[[nn.Module], nn.Module] | None = None,
+) -> list[PathPoint]:
+    """Score the models ``alpha * A + (1 - alpha) * B`` for evenly spaced alpha from 0 to 1.
+
+    Args:
+        a: model A.
+        b: model B, aligned or not.
+        data: what to score on: any re-iterable of batches.
+        points: how many alphas, the two ends included.
+        correct: what is done to the model of every point before it is scored, such as a reset of its batch norm; by
+            default nothing.
+
+    Raises:
+        ValueError: fewer than two points, or the models differ in architecture.
+
+    Source:
+        Eq. 1 with a scalar alpha; Frankle et al. 2020.
+    """
+    if points < 2:
+        raise ValueError(f"points is {points}: a path has at least its two ends")
+    result = []
+    for alpha in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
+        model = mean(a, b, alpha=alpha)
+        found = score(model if correct is None else correct(model), data)
+        result.append(PathPoint(alpha, found.top1, found.loss))
+    return result
+
+
+def barrier(points: Sequence[PathPoint]) -> float:
+    """The loss barrier of a path, in nats.
+
+    Args:
+        points: from :func:`path`.
+
+    Returns:
+        The largest height of the path's loss over the straight line between the losses of its two ends; at least 0.
+
+    Source:
+        Entezari et al. 2022, definition 2.
+    """
+    first, last = points[0], points[-1]
+    return max(p.loss - ((1 - p.alpha) * first.loss + p.alpha * last.loss) for p in points)

@@ -1,0 +1,63 @@
+"""All to one: every model is aligned to one of them, and the mean is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from npmerge.align import Alignment
+from npmerge.many.streaming import Load, Models, Sum, check_models
+from npmerge.methods import method
+from npmerge.symmetry import check_same_architecture
+
+
+@method(
+    kind="many", label="All to one", row="{row}, all to one", family="many",
+    reference="npmerge2024", place=2,
+)  # fmt: skip
+def all_to_one(
+    models: Models,
+    align: Callable[[nn.Module, nn.Module], Alignment],
+    *,
+    reference: int = 0,
+) -> nn.Module:
+    r"""Align every model to one of them, the reference r, and take the uniform mean.
+
+    :math:`C = \frac{1}{m} \left(\Theta_r + \sum_{i \neq r} \mathrm{Align}(\Theta_r, \Theta_i)\right)`. Two models are
+    in memory at a time, an aligned copy, and the sum. Batch norm is not reset.
+
+    Args:
+        models: m of them, at least one; each is loaded once.
+        align: takes the reference and another model, and aligns this to that.
+        reference: number of the model that the others are aligned to.
+
+    Returns:
+        A new model on the reference's device. Means are taken in float64, of floating-point buffers (the statistics of
+        batch norm) too; other buffers are the reference's.
+
+    Raises:
+        ValueError: there is no model, or no such reference, or two differ in architecture.
+
+    Source:
+        Section IV-E, "all-to-one".
+    """
+    check_models(models)
+    if not 0 <= reference < len(models):
+        raise ValueError(
+            f"reference is {reference}: give the number of one of the models, 0 to {len(models) - 1}"
+        )
+    target = models[reference]()
+    total = Sum(target)
+    for number, load in enumerate(models):
+        if number != reference:
+            total.add(_aligned(align, target, load))
+    return total.mean()
+
+
+def _aligned(
+    align: Callable[[nn.Module, nn.Module], Alignment], target: nn.Module, load: Load
+) -> nn.Module:
+    model = load()
+    check_same_architecture(target, model)
+    return align(target, model).apply(model)

@@ -1,0 +1,384 @@
+"""Merge: align, aggregate, correct. The one place where the paper's equation is written."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from npmerge.aggregate import Aggregated, mean
+from npmerge.align import Alignment, Covariances, covariances
+from npmerge.data.streams import Data, example_of
+from npmerge.evaluate import score
+from npmerge.many import Load, Pairing
+from npmerge.methods import Method, find
+from npmerge.symmetry import Group, find_symmetry
+from npmerge.training import Loss, TrainingError
+
+Loader = nn.Module | Load
+"""A model, or a function that loads it."""
+PAIR = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option that is chosen on held-out training data: the value whose merged model scores best there.
+
+    Attributes:
+        values: to choose from.
+        trial: other options of the method that differ while values are tried, e.g. ``{"epochs": 1}``.
+    """
+
+    values: tuple[Any, ...]
+    trial: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Training data in two parts, to choose options on; never test data.
+
+    Attributes:
+        kept: to learn from in a trial, shuffled and augmented; a function gets the seed.
+        plain: the same as they are, for the correction after merging.
+        aside: the rest, which trials are scored on.
+    """
+
+    kept: Data | Callable[[int], Data]
+    plain: Data
+    aside: Data
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model and how it was made.
+
+    Attributes:
+        model: in evaluation mode, corrected.
+        alignment: what B was aligned with; of more than two models the last one that was found, ``None`` if they were
+            matched otherwise.
+        details: what the last aggregation tells beside its model, e.g. NP Merge's ``"alpha"``.
+        history: the mean loss of each epoch of the last aggregation.
+        chosen: for each option that was a :class:`Choice`, the value ``"chosen"`` and the score of all ``"trials"``.
+        seconds: of ``"alignment"``, ``"learning"`` and ``"reset"``, trials included.
+    """
+
+    model: nn.Module
+    alignment: Alignment | None
+    details: Mapping[str, Any]
+    history: list[float]
+    chosen: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+
+    @property
+    def alpha(self) -> dict[str, Tensor] | None:
+        """NP Merge's coefficients of model A by parameter name; ``None`` for other aggregations."""
+        return self.details.get("alpha")
+
+
+def merge(
+    models: Sequence[Loader],
+    data: Data,
+    *,
+    align: str | Alignment = "permute",
+    aggregate: str = "np_merge",
+    correct: str | None = "reset_batchnorm",
+    many: str | None = None,
+    learn_on: Data | Callable[[int], Data] | None = None,
+    base: nn.Module | None = None,
+    seed: int = 0,
+    align_options: Mapping[str, Any] | None = None,
+    aggregate_options: Mapping[str, Any] | None = None,
+    correct_options: Mapping[str, Any] | None = None,
+    many_options: Mapping[str, Any] | None = None,
+    held_out: HeldOut | None = None,
+    loss: Loss | None = None,
+    mixed_precision: bool | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+    progress: bool = False,
+) -> Merged:
+    """Merge models: ``C = Agg(Align(A, B))``, then the correction.
+
+    Args:
+        models: two or more of one architecture, or functions that load them; none is changed. The first is the
+            reference: B is aligned to A.
+        data: training data, a re-iterable of batches (tuples whose last item holds the labels, or dictionaries with
+            ``"labels"``), for the alignment and the correction.
+        align: how B is aligned: the name of a method, or an alignment that was found before.
+        aggregate: how aligned models become one.
+        correct: what is done to a merged model; ``None`` for nothing.
+        many: how more than two become one; by default in a tournament. Two are a pair unless it is given.
+        learn_on: what the aggregation learns from, ``data`` by default; shuffled and augmented, say. A function gets a
+            seed of each pairing's own.
+        base: the model that all others were trained from, for methods that need one.
+        seed: of whatever is drawn at random.
+        align_options: of the alignment, by name; see ``npmerge methods``. A value may be a :class:`Choice`.
+        aggregate_options: of the aggregation, likewise.
+        correct_options: of the correction.
+        many_options: of the way to make one of many.
+        held_out: what choices are made on. With more than two models they are made for the first pair.
+        loss: ``loss(outputs, batch)``, a scalar; by default the cross-entropy of the labels.
+        mixed_precision: learn in bfloat16; by default where the device gains from it.
+        on_epoch: called after each epoch of learning with its number, from 1, and its mean loss.
+        progress: show a progress bar.
+
+    Returns:
+        A new model, and how it was made.
+
+    Raises:
+        ValueError: an unknown method or option, models that differ in architecture, data that is empty or mislabelled,
+            a method without what it needs.
+        SymmetryError: the model holds an operation whose symmetry is not known.
+        TrainingError: the loss is not finite.
+
+    Source:
+        Section III-A.
+    """
+    loads = [_loader(model) for model in models]
+    if len(loads) < PAIR:
+        raise ValueError(f"models has {len(loads)}: give at least two")
+    steps = Merger(
+        data, align=align, aggregate=aggregate, correct=correct, learn_on=learn_on, base=base,
+        seed=seed, align_options=align_options, aggregate_options=aggregate_options,
+        correct_options=correct_options, held_out=held_out, loss=loss,
+        mixed_precision=mixed_precision, on_epoch=on_epoch, progress=progress,
+    )  # fmt: skip
+    if many is None and len(loads) == PAIR:
+        model = steps.merge(loads[0](), loads[1]())
+    else:
+        model = steps.merge_many(loads, many or "tournament", many_options or {})
+    return Merged(
+        model.eval(),
+        steps.alignment,
+        steps.details,
+        steps.history,
+        steps.chosen,
+        steps.seconds,
+    )
+
+
+class Merger:
+    """The steps of a merge; :func:`merge` has the arguments.
+
+    Attributes:
+        alignment, details, history, chosen, seconds: as :class:`Merged` has them.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        align: str | Alignment = "permute",
+        aggregate: str = "np_merge",
+        correct: str | None = "reset_batchnorm",
+        learn_on: Data | Callable[[int], Data] | None = None,
+        base: nn.Module | None = None,
+        seed: int = 0,
+        align_options: Mapping[str, Any] | None = None,
+        aggregate_options: Mapping[str, Any] | None = None,
+        correct_options: Mapping[str, Any] | None = None,
+        held_out: HeldOut | None = None,
+        loss: Loss | None = None,
+        mixed_precision: bool | None = None,
+        on_epoch: Callable[[int, float], None] | None = None,
+        progress: bool = False,
+        statistics: Callable[[], Covariances] | None = None,
+    ) -> None:
+        self._data, self._learn_on, self._seed = data, data if learn_on is None else learn_on, seed
+        self._base, self._held_out, self._statistics = base, held_out, statistics
+        self._align = align if isinstance(align, Alignment) else find(align, "align")
+        self._aggregate = find(aggregate, "aggregate")
+        self._correct = None if correct is None else find(correct, "correct")
+        self._options = {
+            "align": dict(align_options or {}),
+            "aggregate": dict(aggregate_options or {}),
+            "correct": dict(correct_options or {}),
+        }
+        for kind, method in (
+            ("align", self._align), ("aggregate", self._aggregate), ("correct", self._correct),
+        ):  # fmt: skip
+            if isinstance(method, Method):
+                self._check(method, self._options[kind])
+        self._learning: dict[str, Any] = {
+            "loss": loss, "mixed_precision": mixed_precision, "on_epoch": on_epoch,
+            "progress": self._aggregate.label if progress else None,
+        }  # fmt: skip
+        self._groups: Sequence[Group] | None = None
+        self.alignment: Alignment | None = None
+        self.details: Mapping[str, Any] = {}
+        self.history: list[float] = []
+        self.chosen: dict[str, dict[str, Any]] = {}
+        self.seconds = {"alignment": 0.0, "learning": 0.0, "reset": 0.0}
+
+    def merge(self, a: nn.Module, b: nn.Module, seed: int | None = None) -> nn.Module:
+        """``C = Agg(Align(A, B))``, corrected.
+
+        Args:
+            a: model A.
+            b: model B.
+            seed: of the pairing; that of the merge by default.
+        """
+        return self.correct(self.aggregate(a, self.align(a, b).apply(b), seed))
+
+    def merge_many(self, loads: Sequence[Load], name: str, options: Mapping[str, Any]) -> nn.Module:
+        """Many models become one, corrected; see :func:`merge`."""
+        method = find(name, "many")
+        self._check(method, options)
+        pairs = "merge" in method.parameters
+        if not pairs and self._aggregate.name != "mean":
+            raise ValueError(
+                f"{name!r} takes the mean of all models: aggregate must be 'mean', not {self._aggregate.name!r}"
+            )
+        steps = {"align", "merge"}.intersection(method.parameters)  # else it aligns by itself
+        with nullcontext() if steps else self._timed("alignment"):
+            model: nn.Module = self._call(
+                method, options, models=loads, align=self.align, merge=self._match,
+                groups=self._groups_of(loads[0]()), seed=self._seed,
+            )  # fmt: skip
+        return model if pairs else self.correct(model)
+
+    def align(self, a: nn.Module, b: nn.Module) -> Alignment:
+        """Find B's alignment to A."""
+        with self._timed("alignment"):
+            method, data = self._align, self._data
+            if isinstance(method, Alignment):
+                found = method
+            else:
+                context: dict[str, Any] = {"a": a, "b": b, "data": data, "seed": self._seed}
+                context["groups"] = self._groups_of(a)
+                if "example" in method.parameters:
+                    context["example"] = example_of(data)
+                options = self._options["align"]
+                measure = self._statistics or (
+                    (lambda: covariances(a, b, data, groups=self._groups))
+                    if any(isinstance(value, Choice) for value in options.values())
+                    else None
+                )
+                if measure is not None and "statistics" in method.parameters:
+                    context["statistics"] = measure()
+
+                def averaged(trial: Mapping[str, Any]) -> nn.Module:
+                    return mean(a, self._call(method, trial, **context).apply(b))
+
+                found = self._call(method, self._settled(method, averaged), **context)
+        self.alignment = found
+        return found
+
+    def aggregate(self, a: nn.Module, aligned: nn.Module, seed: int | None = None) -> nn.Module:
+        """Make one model of A and the aligned B."""
+        method, own = self._aggregate, self._seed if seed is None else seed
+        context = {"a": a, "b": aligned, "seed": own, "base": self._base} | self._learning
+        self.history, self.details = [], {}  # those of the merge before are given up
+        with self._timed("learning"):
+
+            def learned(trial: Mapping[str, Any]) -> nn.Module:
+                kept = None if self._held_out is None else _seeded(self._held_out.kept, own)
+                return _model(self._call(method, trial, data=kept, **context))
+
+            options = self._settled(method, learned)
+            result = self._call(method, options, data=_seeded(self._learn_on, own), **context)
+        if isinstance(result, Aggregated):
+            self.history, self.details = result.history, result.details
+        return _model(result)
+
+    def correct(self, model: nn.Module, data: Data | None = None) -> nn.Module:
+        """Correct a merged model, in place."""
+        if self._correct is None:
+            return model
+        with self._timed("reset"):
+            corrected: nn.Module = self._call(
+                self._correct, self._options["correct"], model=model,
+                data=self._data if data is None else data,
+            )  # fmt: skip
+        return corrected
+
+    def _match(self, a: nn.Module, b: nn.Module, pairing: Pairing) -> nn.Module:
+        return self.merge(a, b, pairing.seed)
+
+    def _settled(
+        self, method: Method, merged: Callable[[Mapping[str, Any]], nn.Module]
+    ) -> dict[str, Any]:
+        """The options of a method, one that is a choice made by how the models merged with its values score."""
+        options = self._options[method.kind]
+        for name, choice in options.items():
+            if not isinstance(choice, Choice):
+                continue
+            if name not in self.chosen:
+                trials = {
+                    value: self._tried(merged, options | dict(choice.trial) | {name: value})
+                    for value in choice.values
+                }
+                best = max(trials, key=trials.__getitem__)
+                if not math.isfinite(trials[best]):
+                    raise TrainingError(
+                        f"every {name} of {choice.values} diverged: give {method.name} others to choose from"
+                    )
+                self.chosen[name] = {
+                    "chosen": best,
+                    "trials": {_text(v): s for v, s in trials.items() if math.isfinite(s)},
+                }
+            return options | {name: self.chosen[name]["chosen"]}
+        return options
+
+    def _tried(
+        self, merged: Callable[[Mapping[str, Any]], nn.Module], options: Mapping[str, Any]
+    ) -> float:
+        """The score on what is held out; a value that diverges is not chosen."""
+        held_out = self._held_out
+        if held_out is None:
+            raise ValueError("a choice needs held-out training data: give held_out")
+        try:
+            return score(self.correct(merged(options), held_out.plain), held_out.aside).top1
+        except TrainingError:
+            return -math.inf
+
+    def _check(self, method: Method, options: Mapping[str, Any]) -> None:
+        for name, value in options.items():
+            if name not in method.options:
+                known = ", ".join(method.options) or "none"
+                raise ValueError(f"{method.name} has no option {name!r}: its options are {known}")
+            if isinstance(value, Choice) and not value.values:
+                raise ValueError(f"{name} of {method.name} has no value to choose from")
+        if "base" in method.needs and self._base is None:
+            raise ValueError(
+                f"{method.name} needs the model that the others were trained from: give base"
+            )
+
+    def _call(self, method: Method, options: Mapping[str, Any], **context: Any) -> Any:
+        given = {name: value for name, value in context.items() if name in method.parameters}
+        return method.function(**given, **options)
+
+    def _groups_of(self, model: nn.Module) -> Sequence[Group]:
+        if self._groups is None:
+            self._groups = find_symmetry(model, example_of(self._data))
+        return self._groups
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Count the seconds of a stage; those of a correction within another one count there."""
+        start, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inner = sum(self.seconds.values()) - before
+            self.seconds[stage] += time.perf_counter() - start - inner
+
+
+def _loader(model: Loader) -> Load:
+    return (lambda: model) if isinstance(model, nn.Module) else model
+
+
+def _seeded(data: Data | Callable[[int], Data], seed: int) -> Data:
+    return data(seed) if callable(data) else data
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _model(result: nn.Module | Aggregated) -> nn.Module:
+    return result.model if isinstance(result, Aggregated) else result

@@ -1,0 +1,122 @@
+"""What chapters show of the records that come with the project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from itertools import chain
+from typing import Any
+
+import pandas as pd
+
+from npmerge import experiments
+from npmerge.catalogue import profile_names
+from npmerge.parameters import PUBLISHED
+from npmerge.report.claims import verdicts
+from npmerge.report.tables import sources, verdict_table
+from npmerge.report.words import STALE, seeds_text, stale_sentence
+from npmerge.store.records import Cell, Record, Records
+
+QUICK = "digits"
+"""The profile that every build of the book runs anew."""
+
+
+def show(thing: object) -> None:
+    """Display something in a notebook.
+
+    Args:
+        thing: a table or figure; a text is Markdown.
+    """
+    notebook: Any = import_module("IPython.display")  # only notebooks need it
+    notebook.display(notebook.Markdown(thing) if isinstance(thing, str) else thing)
+
+
+def published(
+    experiment: str, *shown: Callable[[list[Record]], Any], folder: str = PUBLISHED
+) -> dict[str, list[Record]]:
+    """Show what the records of larger scale say, profile by profile, from the largest downwards.
+
+    Args:
+        experiment: its name.
+        shown: what to make of a profile's records: a table, a sentence (Markdown), or several of them in a list.
+        folder: of the records.
+
+    Returns:
+        The records by the name of their profile; profiles without any are left out.
+    """
+    found = {}
+    for profile in reversed(profile_names()):
+        if profile == QUICK:
+            continue
+        records = Records(folder).read(profile, experiment)
+        title = f"**Profile `{profile}`** ({experiments.load_profile(profile).title})"
+        if not records:
+            show(f"{title}: there are no records yet.")
+            continue
+        found[profile] = records
+        old = stale(records)
+        seeds = seeds_text(record.cell.seed for record in records)
+        show(f"{title}, {seeds}{f' {STALE}' * bool(old)}:")
+        for make in shown:
+            made = make(records)
+            for one in made if isinstance(made, list) else [made]:
+                show(one)
+        if old:
+            names = [f"{record.cell.setting}/seed{record.cell.seed}" for record in old]
+            show(stale_sentence(names, len(records)))
+    return found
+
+
+def sources_of(found: Mapping[str, list[Record]], records: Sequence[Record]) -> pd.DataFrame:
+    """Where a page's numbers come from.
+
+    Args:
+        found: from :func:`published`.
+        records: those that the page has made.
+    """
+    every = [*chain.from_iterable(found.values()), *records]
+    return sources(every, stale(every))
+
+
+def everything(folder: str, profile: str) -> list[Record]:
+    """The records of all experiments at one profile.
+
+    Args:
+        folder: of the records.
+        profile: name of the parameter set.
+    """
+    kept = Records(folder)
+    return [one for name in experiments.EXPERIMENTS for one in kept.read(profile, name)]
+
+
+def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame]:
+    """The verdicts on the claims, and the tightest comparison of each.
+
+    Args:
+        records: of one experiment at one profile.
+    """
+    found = verdicts(records)
+    return [verdict_table(found), verdict_table(found, "evidence")]
+
+
+def stale(records: Sequence[Record]) -> list[Record]:
+    """The records that today's configuration would not give.
+
+    Args:
+        records: of any experiments.
+    """
+    seeds = sorted({record.cell.seed for record in records})
+    today = {
+        (profile, cell.label, cell.config_hash)
+        for profile, name in {(one.cell.profile, one.cell.experiment) for one in records}
+        for cell in experiments.cells(name, profile, seeds)
+    }
+    return [
+        record
+        for record in records
+        if (record.cell.profile, _label(record), record.config_hash) not in today
+    ]
+
+
+def _label(record: Record) -> str:
+    return Cell(**record.cell.model_dump(), config=record.config).label

@@ -1,0 +1,222 @@
+"""The tables and figures of the chapter on disjoint splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from npmerge.methods import Combination
+from npmerge.report.numbers import by_method, is_merged, method_of, place_of
+from npmerge.report.plots import MODELS, legend_below
+from npmerge.report.words import place_labels, plus_minus, signed
+from npmerge.store.records import Record, table
+
+FEW_CLASSES = 20
+"""Up to so many classes are drawn one by one."""
+AS_TRAINED, RESET = Combination("base_models", correct=None), Combination("base_models")
+
+
+def base_models_table(records: Sequence[Record]) -> pd.DataFrame:
+    """The base models' accuracy with the batch norm statistics of their training, and with those of all images.
+
+    Args:
+        records: of ``disjoint_splits``, with the base models as trained and with their batch norm reset.
+
+    Returns:
+        A row a setting: both as mean ± std, and the gain from one to the other with the smallest and the largest of a
+        seed, in percentage points.
+    """
+    found = by_method(table(records))
+    names = place_labels(found)
+    rows = {}
+    for place, here in found.items():
+        gain = here[RESET] - here[AS_TRAINED]
+        spread = f" ({signed(gain.min())} to {signed(gain.max())})" if len(gain) > 1 else ""
+        rows[names[place]] = {
+            "as trained": plus_minus(here[AS_TRAINED].mean(), here[AS_TRAINED].std()),
+            "batch norm reset on all training images": plus_minus(
+                here[RESET].mean(), here[RESET].std()
+            ),
+            "gain": f"{signed(gain.mean())}{spread}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def plot_split(
+    seen: Mapping[str, Tensor | Sequence[Sequence[int]]], models: Sequence[str] = "AB"
+) -> Figure:
+    """Which model saw how much of which class, in one panel a split.
+
+    Up to :data:`FEW_CLASSES` classes are bars, in images. More are an area, in percent, with the classes in the order
+    of the first model's share.
+
+    Args:
+        seen: images ``(models, classes)`` by the panel's title.
+        models: names of the models; one letter each will do.
+    """
+    panels = {title: np.asarray(counts, float) for title, counts in seen.items()}
+    few = all(counts.shape[1] <= FEW_CLASSES for counts in panels.values())
+    height = sum(1 + 0.19 * counts.shape[1] if few else 2.2 for counts in panels.values())
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(6.4, 0.5 + height), squeeze=False, layout="constrained"
+    )
+    for axis, (title, counts) in zip(axes[:, 0], panels.items(), strict=True):
+        colours = [MODELS[name] for name in models]
+        classes = np.arange(counts.shape[1])
+        if few:
+            ends = counts.cumsum(axis=0)
+            for name, width, end, colour in zip(models, counts, ends, colours, strict=True):
+                axis.barh(classes, width, left=end - width, color=colour, label=name)
+            axis.set_yticks(classes)
+            axis.invert_yaxis()
+            axis.set(xlabel="training images", ylabel="class", xlim=(0, ends[-1].max()))
+            axis.grid(visible=False, axis="y")
+        else:
+            shares = 100 * counts / counts.sum(axis=0)
+            shares = shares[:, np.argsort(-shares[0], kind="stable")]
+            edges, steps = np.append(classes, len(classes)), shares[:, [*classes, -1]]
+            axis.stackplot(edges, steps, step="post", colors=colours, labels=models, lw=0)
+            axis.set(xlabel="classes, those of which A saw most first", ylabel="images (%)")
+            axis.set(xlim=(0, len(classes)), ylim=(0, 100))
+            axis.grid(visible=False)
+        axis.set_title(title, fontsize=11)
+    legend_below(figure, title="seen by")
+    return figure
+
+
+def class_table(records: Sequence[Record]) -> pd.DataFrame:
+    """What every model knows of every class.
+
+    Args:
+        records: of ``disjoint_splits``.
+
+    Returns:
+        A row for each ``place``, ``seed``, ``class`` and ``model``: the ``share`` of the class's training images that A
+        saw (B saw the others) and the model's test ``accuracy`` on the class, both in percent. Models are ``"A"``,
+        ``"B"`` and combinations of methods.
+    """
+    kept = [
+        record
+        for record in records
+        if "classes" in record.details and any(row.correct for row in record.rows)
+    ]
+    kept.sort(key=lambda record: method_of(record).place)
+    names = place_labels(map(place_of, kept))
+    shares = {
+        (record.cell.setting, record.cell.seed): _share(record.details["classes"]["seen"])
+        for record in kept
+        if "seen" in record.details["classes"]
+    }
+    rows = [
+        {
+            "place": names[place_of(record)],
+            "seed": record.cell.seed,
+            "class": number,
+            "share": shares[record.cell.setting, record.cell.seed][number],
+            "model": model,
+            "accuracy": accuracy,
+        }
+        for record in kept
+        for model, accuracies in _class_accuracies(record)
+        for number, accuracy in enumerate(accuracies)
+    ]
+    return pd.DataFrame(rows)
+
+
+def class_summary(records: Sequence[Record]) -> pd.DataFrame:
+    """The mean and the worst class of each model; of the base models, whichever saw more of a class, and the other.
+
+    Args:
+        records: of ``disjoint_splits``.
+
+    Returns:
+        Test accuracy in percent, a row a model. The worst class is found for each seed; all are means over the seeds.
+    """
+    rows = class_table(records)
+    base = rows["model"].isin(MODELS)
+    more = (rows["model"] == "A") == (rows["share"] >= 50)
+    names = rows["model"].map(_name)
+    names[base] = np.where(more[base], "base model that saw more", "base model that saw less")
+    per_seed = rows.groupby(["place", names, "seed"], sort=False)["accuracy"]
+    found = per_seed.agg(["mean", "min"]).groupby(level=[0, 1], sort=False).mean().round(1)
+    found = found.set_axis(["all classes", "worst class"], axis=1)
+    places = {str(place): found.loc[place] for place in dict.fromkeys(rows["place"])}
+    result: pd.DataFrame = pd.concat(places, axis=1).rename_axis(index=None)
+    return result
+
+
+def plot_classes(records: Sequence[Record], align: str = "permute") -> Figure:
+    """What each model knows of a class against the share of the class that A saw, in one panel a setting.
+
+    The models are A, B, their ensemble and what is merged of them after one alignment, at given options.
+
+    Dots are classes, of all seeds, those of each model moved sideways a little. The lines join the classes' means
+    between 0, 10, 30, 50, 70, 90 and 100 percent.
+
+    Args:
+        records: of ``disjoint_splits``.
+        align: the alignment.
+    """
+    rows = class_table(
+        [
+            one
+            for one in records
+            if not is_merged(m := method_of(one)) or (m.align == align and not m.tuned)
+        ]
+    )
+    places = list(dict.fromkeys(rows["place"]))
+    models = list(dict.fromkeys(rows["model"]))
+    figure, axes = plt.subplots(
+        len(places), 1, figsize=(6.4, 0.6 + 3.1 * len(places)), sharex=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    size = 5 if len(rows) > 1000 * len(places) else 20
+    for axis, place in zip(axes[:, 0], places, strict=True):
+        for number, model in enumerate(models):
+            here = rows[(rows["place"] == place) & (rows["model"] == model)]
+            colour, line = _look(model)
+            if line != ":":
+                x = here["share"] + 0.8 * (number - len(models) / 2)
+                axis.scatter(x, here["accuracy"], s=size, color=colour, alpha=0.35, lw=0)
+            part = np.digitize(here["share"], [10, 30, 50, 70, 90])
+            trend = here.groupby(part)[["share", "accuracy"]].mean()
+            axis.plot(
+                trend["share"], trend["accuracy"], ls=line, color=colour, lw=2.2, label=_name(model)
+            )
+        axis.set(xlim=(-3, 103), ylim=(-3, 103), ylabel="test accuracy (%)")
+        axis.set_title(place, fontsize=11)
+    axes[-1][0].set_xlabel("share of the class that A saw; B saw the rest (%)")
+    legend_below(figure)
+    return figure
+
+
+def _class_accuracies(record: Record) -> Iterator[tuple[str | Combination, Sequence[float]]]:
+    """The models of a record, and how good each is at every class."""
+    found, method = record.details["classes"]["accuracy"], method_of(record)
+    if method == RESET:
+        yield from zip(MODELS, found, strict=True)
+    else:
+        yield method, found
+
+
+def _share(seen: Sequence[Sequence[int]]) -> list[float]:
+    """What A saw of each class, in percent."""
+    return [100 * first / (first + second) for first, second in zip(*seen, strict=True)]
+
+
+def _name(model: str | Combination) -> str:
+    return f"{model} alone" if isinstance(model, str) else model.label
+
+
+def _look(model: str | Combination) -> tuple[str, str]:
+    """Colour and line: dotted what is no single network, dashed what nothing was learned for."""
+    if isinstance(model, str):
+        return MODELS[model], "-"
+    if not is_merged(model):
+        return model.color, ":"
+    return model.color, "--" if model.family == "averaging" else "-"

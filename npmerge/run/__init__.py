@@ -1,0 +1,1 @@
+"""Running cells: what one is, in what order, and where."""

@@ -1,0 +1,276 @@
+"""The front door: the steps of the README, one call for all, and models that are never changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import CLASSES, Snapshot, assert_same_state, loader, marked, net, same_parameters
+from torch import nn
+from torch.nn.functional import one_hot
+from torch.utils.data import DataLoader, TensorDataset
+
+import npmerge as npm
+from npmerge import Choice, HeldOut
+from npmerge.evaluate import Ensemble, path, score
+from npmerge.methods import METHODS, of_kind
+from npmerge.training import TrainingError
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def test_the_steps_of_the_front_door_work_together() -> None:
+    a, b = net(0), net(1)
+    pixels, labels = (torch.cat(part) for part in zip(*loader(), strict=True))
+    data = DataLoader(TensorDataset(pixels, labels), batch_size=8)
+    groups = npm.find_symmetry(a, EXAMPLE)
+    assert [group.size for group in groups] == [6, 6, 5]
+    alignment = npm.align.permute(a, b, data)
+    assert alignment.groups == groups
+    aligned = alignment.apply(b)
+    assert torch.allclose(aligned.eval()(pixels), net(1).eval()(pixels), atol=1e-4)
+    result = npm.aggregate.np_merge(a, aligned, data, epochs=2, lr=1e-2)
+    npm.reset_batchnorm(result.model, data)
+    assert set(npm.evaluate.accuracy(result.model, data, topk=(1, 2))) == {1, 2}
+
+
+ALIGN = list(of_kind("align"))
+AGGREGATE = list(of_kind("aggregate"))
+
+
+def options_of(aggregate: str, **options: Any) -> dict[str, Any]:
+    """Those of the options that an aggregation has."""
+    return {name: value for name, value in options.items() if name in METHODS[aggregate].options}
+
+
+@pytest.mark.parametrize("align", ALIGN)
+@pytest.mark.parametrize("aggregate", AGGREGATE)
+def test_one_call_is_align_aggregate_and_correct(align: str, aggregate: str) -> None:
+    a, b, data = net(0), net(1), loader()
+    options = options_of(aggregate, epochs=2, lr=0.05)
+    merged = npm.merge([a, b], data, align=align, aggregate=aggregate, aggregate_options=options)
+    step = METHODS[align]
+    aligned = step.function(a, b, data if "data" in step.parameters else EXAMPLE).apply(b)
+    last = METHODS[aggregate]
+    by_hand = last.function(a, aligned, *[data] * ("data" in last.parameters), **options)
+    by_hand = by_hand if isinstance(by_hand, nn.Module) else by_hand.model
+    assert_same_state(merged.model.state_dict(), npm.reset_batchnorm(by_hand, data).state_dict())
+    assert not any(module.training for module in merged.model.modules())
+    assert (merged.alpha is not None) == (aggregate == "np_merge")
+    assert merged.alignment is not None
+    assert merged.alignment.is_permutation == (align != "cca")
+    assert set(merged.seconds) == {"alignment", "learning", "reset"}
+    assert len(merged.history) == options.get("epochs", 0)
+
+
+@pytest.mark.parametrize("align", ["identity", "permute", "weight_matching"])
+@pytest.mark.parametrize("aggregate", ["mean", "np_merge"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_merging_a_model_with_itself_gives_itself(align: str, aggregate: str, norm: bool) -> None:
+    data = loader()
+    a = npm.reset_batchnorm(net(norm=norm), data)
+    ways = {"align": align, "aggregate": aggregate}
+    options = options_of(aggregate, epochs=2, lr=0.1)
+    merged = npm.merge([a, a], data, **ways, aggregate_options=options)
+    assert_same_state(merged.model.state_dict(), a.state_dict())
+    options = options_of(aggregate, epochs=1)
+    other = npm.merge([a, net(1, norm=norm)], data, **ways, aggregate_options=options)
+    assert not same_parameters(other.model, a)
+
+
+def test_models_may_be_functions_that_load_them_and_an_alignment_one_that_was_found() -> None:
+    a, b, data = net(0), net(1), loader()
+    first = npm.merge([a, b], data, aggregate="mean")
+    again = npm.merge(
+        [lambda: net(0), lambda: net(1)], data, align=first.alignment, aggregate="mean"
+    )
+    assert_same_state(first.model.state_dict(), again.model.state_dict())
+    assert again.alignment is first.alignment
+
+
+def test_without_a_correction_the_model_is_the_aggregation_s_own() -> None:
+    a, b, data = net(0), net(1), loader()
+    raw = npm.merge([a, b], data, align="identity", aggregate="mean", correct=None)
+    assert_same_state(raw.model.state_dict(), npm.aggregate.mean(a, b).state_dict())
+    corrected = npm.merge([a, b], data, align="identity", aggregate="mean")
+    assert not torch.equal(raw.model[1].running_mean, corrected.model[1].running_mean)
+
+
+@pytest.mark.parametrize("many", list(of_kind("many")))
+def test_more_than_two_models_become_one(many: str) -> None:
+    models, data = [net(seed) for seed in range(3)], loader()
+    merged = npm.merge(models, data, aggregate="mean", many=many, seed=1)
+    with torch.no_grad():
+        assert merged.model(EXAMPLE).isfinite().all()
+    again = npm.merge(models, data, aggregate="mean", many=many, seed=1)
+    assert_same_state(merged.model.state_dict(), again.model.state_dict())
+    assert not any(same_parameters(merged.model, model) for model in models)
+
+
+def test_a_tournament_is_the_default_and_learns_at_each_of_its_merges_on_data_of_its_own() -> None:
+    seeds: list[int] = []
+
+    def learn_on(seed: int) -> list[Any]:
+        seeds.append(seed)
+        return loader(seed=seed % 7)
+
+    models = [net(seed) for seed in range(4)]
+    merged = npm.merge(models, loader(), learn_on=learn_on, aggregate_options={"epochs": 1})
+    assert len(seeds) == len(set(seeds)) == 3
+    assert len(merged.history) == 1
+
+
+def test_a_choice_is_made_on_held_out_data_and_diverging_values_are_not_chosen() -> None:
+    a, b, data = net(0), net(1), loader(48)
+    held_out = HeldOut(data[:4], data[:4], data[4:])
+    merged = npm.merge(
+        [a, b], data, aggregate="finetune", held_out=held_out,
+        aggregate_options={"lr": Choice((0.05, math.inf), {"epochs": 1}), "epochs": 2},
+    )  # fmt: skip
+    found = merged.chosen["lr"]
+    assert found["chosen"] == 0.05
+    assert list(found["trials"]) == ["0.05"]
+    plain = npm.merge(
+        [a, b], data, aggregate="finetune", aggregate_options={"lr": 0.05, "epochs": 2}
+    )
+    assert_same_state(merged.model.state_dict(), plain.model.state_dict())
+    with pytest.raises(TrainingError, match=r"every lr of .* diverged"):
+        npm.merge(
+            [a, b], data, aggregate="finetune", held_out=held_out,
+            aggregate_options={"lr": Choice((math.inf,), {"epochs": 1})},
+        )  # fmt: skip
+
+
+def test_the_value_chosen_is_the_one_that_scores_best_on_what_is_held_out() -> None:
+    a, b, data = net(0), net(1), loader(64)
+    held_out = HeldOut(data[:5], data[:5], data[5:])
+    ridges = (1e-3, 1e-1, 10.0)
+    found = npm.merge(
+        [a, b], data, align="cca", aggregate="mean", align_options={"ridge": Choice(ridges)},
+        held_out=held_out,
+    ).chosen["ridge"]  # fmt: skip
+    by_hand = {}
+    for ridge in ridges:
+        mean = npm.aggregate.mean(a, npm.align.cca(a, b, data, ridge=ridge).apply(b))
+        by_hand[f"{ridge:g}"] = score(npm.reset_batchnorm(mean, data[:5]), data[5:]).top1
+    assert found["trials"] == pytest.approx(by_hand)
+    assert by_hand[f"{found['chosen']:g}"] == max(by_hand.values())
+
+
+def test_a_loss_of_one_s_own_and_batches_that_are_dictionaries() -> None:
+    batches = [{"input": images, "labels": labels} for images, labels in loader()]
+    calls: list[tuple[int, float]] = []
+
+    def squares(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (outputs.softmax(1) - one_hot(batch["labels"], CLASSES)).square().mean()
+
+    merged = npm.merge(
+        [net(0), net(1)], batches, loss=squares, aggregate_options={"epochs": 2, "lr": 0.05},
+        on_epoch=lambda epoch, loss: calls.append((epoch, loss)),
+    )  # fmt: skip
+    assert calls == [(1, merged.history[0]), (2, merged.history[1])]
+    assert merged.history[1] < merged.history[0] < 1
+
+
+PUBLIC: dict[str, Callable[[nn.Module, nn.Module, Any], object]] = {
+    "find_symmetry": lambda a, *_: npm.find_symmetry(a, EXAMPLE),
+    "align.identity": lambda a, b, _: npm.align.identity(a, b, EXAMPLE),
+    "align.permute": lambda a, b, data: npm.align.permute(a, b, data),
+    "align.weight_matching": lambda a, b, _: npm.align.weight_matching(a, b, EXAMPLE),
+    "align.cca": lambda a, b, data: npm.align.cca(a, b, data, ridge=0.1),
+    "Alignment.apply": lambda a, b, _: npm.align.identity(a, b, EXAMPLE).apply(b),
+    "mean": lambda a, b, _: npm.aggregate.mean(a, b),
+    "np_merge": lambda a, b, data: npm.aggregate.np_merge(a, b, data, epochs=1, lr=0.1),
+    "finetune": lambda a, b, data: npm.aggregate.finetune(a, b, data, epochs=1),
+    "evaluate.accuracy": lambda a, b, data: [npm.evaluate.accuracy(m, data) for m in (a, b)],
+    "evaluate.Ensemble": lambda a, b, data: score(Ensemble([a, b]), data),
+    "evaluate.path": lambda a, b, data: path(
+        a, b, data, points=3, correct=lambda model: npm.reset_batchnorm(model, data)
+    ),
+    "merge": lambda a, b, data: npm.merge([a, b], data, aggregate_options={"epochs": 1}),
+    "merge of three": lambda a, b, data: npm.merge([a, b, a], data, aggregate="mean"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_and_b_are_never_changed(name: str) -> None:
+    """Not their parameters, buffers, modes, requires_grad or gradients."""
+    a, b = marked(net(0)), marked(net(1))
+    before = Snapshot.of(a), Snapshot.of(b)
+    PUBLIC[name](a, b, loader())
+    before[0].assert_still(a)
+    before[1].assert_still(b)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_results_share_no_memory_with_a_and_b(name: str) -> None:
+    a, b = net(0), net(1)
+    result = PUBLIC[name](a, b, loader())
+    model = getattr(result, "model", result)
+    if not isinstance(model, nn.Module):
+        return
+    mine = {tensor.data_ptr() for m in (a, b) for tensor in m.state_dict().values()}
+    assert not mine & {tensor.data_ptr() for tensor in model.state_dict().values()}
+
+
+BAD: dict[str, tuple[Callable[[], object], str]] = {
+    "alignment": (
+        lambda: npm.merge([net(0), net(1)], loader(), align="magic"),
+        "unknown alignment 'magic': choose one of identity, permute, weight_matching, cca",
+    ),
+    "aggregation": (
+        lambda: npm.merge([net(0), net(1)], loader(), aggregate="sum"),
+        "unknown aggregation 'sum': choose one of mean, finetune, np_merge",
+    ),
+    "shape": (
+        lambda: npm.merge([net(0), net(1, width=7)], loader()),
+        r"has shape \(6, 3, 3, 3\) in the first model and \(7, 3, 3, 3\) in the second",
+    ),
+    "architecture": (lambda: npm.merge([net(0), net(1, norm=False)], loader()), "one architecture"),
+    "empty": (lambda: npm.merge([net(0), net(1)], []), "the data is empty"),
+    "one-shot": (lambda: npm.merge([net(0), net(1)], iter(loader())), "one-shot list_iterator"),
+    "labels": (
+        lambda: npm.merge([net(0), net(1)], [(torch.zeros(4, 3, 8, 8), torch.full((4,), CLASSES))]),
+        "label 4 is out of range: the model has 4 outputs",
+    ),
+    "one model": (lambda: npm.merge([net(0)], loader()), "models has 1: give at least two"),
+    "option": (
+        lambda: npm.merge([net(0), net(1)], loader(), align_options={"colour": 1}),
+        "permute has no option 'colour': its options are none",
+    ),
+    "no value": (
+        lambda: npm.merge([net(0), net(1)], loader(), aggregate_options={"lr": Choice(())}),
+        "lr of np_merge has no value to choose from",
+    ),
+    "nothing held out": (
+        lambda: npm.merge([net(0), net(1)], loader(), aggregate_options={"lr": Choice((0.1,))}),
+        "a choice needs held-out training data: give held_out",
+    ),
+    "many and learning": (
+        lambda: npm.merge([net(0)] * 3, loader(), many="all_to_one"),
+        "'all_to_one' takes the mean of all models: aggregate must be 'mean', not 'np_merge'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line_that_names_it(kind: str) -> None:
+    call, message = BAD[kind]
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_progress_is_shown_only_when_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    npm.merge([net(0), net(1)], loader(), aggregate_options={"epochs": 1})
+    assert capfd.readouterr() == ("", "")
+    npm.merge([net(0), net(1)], loader(), aggregate_options={"epochs": 1}, progress=True)
+    assert "NP Merge" in capfd.readouterr().err
+
+
+def test_everything_exported_is_there_and_documented() -> None:
+    for name in npm.__all__:
+        assert (getattr(npm, name).__doc__ or "").strip(), name
