@@ -6,8 +6,8 @@ leads them.
 
 ``rebasin`` is not installed with npmerge; without it the benchmark runs alone. It needs no more than:
 
-    pip install --no-deps --target /tmp/rebasin rebasin torchview graphviz
-    PYTHONPATH=/tmp/rebasin python benchmarks/weight_matching.py
+    pip install --no-deps --target DIR rebasin torchview graphviz
+    PYTHONPATH=DIR python benchmarks/weight_matching.py
 """
 
 from __future__ import annotations
