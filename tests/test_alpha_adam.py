@@ -116,9 +116,12 @@ def test_the_hand_written_gradient_is_autograd_s(seed: int) -> None:
     expected = dict(zip(pre, torch.autograd.grad(loss, list(pre.values())), strict=True))
     backward(model, optimizer, second)
     plain = {name: p.grad.clone() for name, p in model.named_parameters()}
-    optimizer.step()  # turns dL/dW into dL/d(alpha_pre), in place
-    for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter.grad, expected[name], rtol=1e-8, atol=1e-12)
+    moment = optimizer.state_dict()["state"]["exp_avg"]
+    before = moment.clone()
+    optimizer.step()
+    used = optimizer._views((moment - 0.9 * before) / 0.1)  # what Adam was given
+    for name, gradient in zip(expected, used, strict=True):
+        assert torch.allclose(gradient, expected[name], rtol=1e-8, atol=1e-12)
         difference = a.get_parameter(name) - b.get_parameter(name)
         assert not torch.allclose(plain[name] * difference, expected[name])  # alpha' left out
 
@@ -184,6 +187,17 @@ def test_a_parameter_without_a_gradient_keeps_its_alpha() -> None:
     alpha = optimizer.alpha()
     assert torch.equal(alpha["unused"], torch.full((5,), 0.5))
     assert not torch.equal(alpha["0.weight"], torch.full_like(alpha["0.weight"], 0.5))
+
+
+def test_a_step_uses_the_gradient_up_and_zero_grad_forgets_what_came_after_it() -> None:
+    model, (first, second) = net(0).train(), loader(16)
+    optimizer = AlphaAdam(model, net(1), lr=0.1)
+    steps(model, optimizer, [first])
+    assert not any(p.grad.any() for p in model.parameters())
+    cross_entropy(model(second[0]), second[1]).backward()
+    assert any(p.grad.any() for p in model.parameters())
+    optimizer.zero_grad()
+    assert not any(p.grad.any() for p in model.parameters())
 
 
 def test_a_gradient_that_zero_grad_dropped_does_not_count() -> None:

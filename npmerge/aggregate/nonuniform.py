@@ -123,6 +123,7 @@ class AlphaAdam:
         weight = _flatten(list(named.values()))
         start = _flatten([other[name].to(weight.device, weight.dtype) for name in named])
         self._grad = torch.zeros_like(weight)
+        self._zeroed = -1  # the version of the gradient that is known to be zero
         self._state = {
             "step": torch.zeros((), device=weight.device),
             "alpha_pre": torch.zeros_like(weight),
@@ -142,12 +143,17 @@ class AlphaAdam:
         self._write()
 
     def zero_grad(self) -> None:
-        """Set the gradient to zero."""
-        self._grad.zero_()
+        """Set the gradient to zero, unless nothing was added to it since the last step has done so."""
+        if self._grad._version != self._zeroed:
+            self._grad.zero_()
+            self._zeroed = self._grad._version
 
     @torch.no_grad()
     def step(self) -> None:
-        """Turn dL/dW into dL/d(alpha_pre), step Adam, and write the new weights into the model."""
+        """Turn dL/dW into dL/d(alpha_pre), step Adam, and write the new weights into the model.
+
+        The gradient is used up: it is zero afterwards.
+        """
         (group,) = self.param_groups
         beta1, beta2 = group["betas"]
         step = self._state["step"].add_(1)
@@ -159,6 +165,8 @@ class AlphaAdam:
                 beta2=beta2, eps=group["eps"], weight_decay=0.0, amsgrad=False, maximize=False,
             )  # fmt: skip
             torch.addcmul(b, torch.sigmoid(pre), delta, out=weight)
+            grad.zero_()
+        self._zeroed = self._grad._version
 
     def alpha(self) -> dict[str, Tensor]:
         """The coefficients of model A, by parameter name, each of the parameter's shape."""
