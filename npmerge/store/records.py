@@ -316,14 +316,6 @@ class Records:
             log.warning("%s %s: making it again", self.path(cell), why)
         return state == "done"
 
-    def compare(self, cells: Sequence[Cell]) -> dict[str, State]:
-        """What today's cells are, by their labels: whether published records are those of today's configuration.
-
-        Args:
-            cells: as the experiments list them.
-        """
-        return {cell.label: self.state(cell) for cell in cells}
-
     def locked(self, cell: Cell, *, wait: bool = False) -> AbstractContextManager[bool]:
         """Be the only process that is at work on a cell; see :func:`npmerge.store.files.locked`.
 
