@@ -65,8 +65,11 @@ class Report:
 
     def table(self, title: str, rows: Rows, *, images: bool = True) -> None:
         """Print a table, with or without images a second; the first row is the baseline."""
-        self.tables[title] = rows
         _show(title, rows, images)
+        if not images:
+            for row in rows.values():
+                del row["images_per_second"]
+        self.tables[title] = rows
 
     def note(self, text: str) -> None:
         """Print a sentence that belongs to the numbers."""

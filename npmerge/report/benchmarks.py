@@ -155,4 +155,6 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _short(number: float) -> str:
-    return f"{number:.2f}" if number < 10 else f"{number:,.0f}"
+    if number < 10:
+        return f"{number:.2f}"
+    return f"{number:.1f}" if number < 1000 else f"{number:,.0f}"
