@@ -261,10 +261,8 @@ def _render(stage: Path, output: Path) -> Path:
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(built / "_build" / "html", html)
     shutil.rmtree(built)
-    first = (
-        html / "index.html"
-    )  # only leads to the first page: without an icon browsers look for one in vain
-    icon = '<link rel="icon" href="_static/favicon.svg">'
+    first = html / "index.html"  # only leads to the first page, before a browser has its icon
+    icon = '<link rel="icon" href="data:,">'
     first.write_text(icon + first.read_text(encoding="utf-8"), encoding="utf-8")
     return first
 
