@@ -150,11 +150,12 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
     return {
         **rate,
         "speed": f"{_short(1 / row['ratio'])} ({_short(low)}-{_short(high)})",
-        **{name: _short(value) for name, value in row.get("extra", {}).items()},
+        **{
+            name: f"{value:.1f}" if 10 <= value < 1000 else _short(value)
+            for name, value in row.get("extra", {}).items()
+        },
     }
 
 
 def _short(number: float) -> str:
-    if number < 10:
-        return f"{number:.2f}"
-    return f"{number:.1f}" if number < 1000 else f"{number:,.0f}"
+    return f"{number:.2f}" if number < 10 else f"{number:,.0f}"
