@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from npmerge.data.batches import SAMPLING
 from npmerge.experiments.listing import Experiment
 from npmerge.experiments.profile import Profile, Section, Setting
 from npmerge.store.records import Cell, Outcome
@@ -50,6 +51,7 @@ def list_cells(profile: Profile, section: Cost, seeds: Sequence[int]) -> list[Ce
                 "batch_size": section.optimisation.batch_size,
                 "held_out": section.optimisation.held_out,
                 "examples_per_class": None,
+                "sampling": SAMPLING,
             },
             "align": {"method": "permute", "options": {}},
             "correct": "reset_batchnorm",

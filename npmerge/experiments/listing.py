@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from npmerge.data.batches import SAMPLING
 from npmerge.experiments.profile import Choose, Methods, Optimisation, Profile, Section, Setting
 from npmerge.methods import METHODS
 from npmerge.store.records import Cell
@@ -102,6 +103,7 @@ def setting_cells(
             "batch_size": options.batch_size,
             "held_out": options.held_out,
             "examples_per_class": examples,
+            "sampling": SAMPLING,
         },
     }
 
@@ -178,14 +180,22 @@ def _check(name: str, option: str, values: Iterable[Any]) -> None:
             raise ValueError(f"{option} of {name} is {value!r}: it must be of type {kind}")
 
 
-def in_order(cells: Iterable[Cell], seeds: Sequence[int]) -> list[Cell]:
-    """Cells seed by seed, so that one seed of everything is there early; otherwise as they come.
+def in_order(
+    cells: Iterable[Cell], seeds: Sequence[int], first: Sequence[str] = ()
+) -> list[Cell]:
+    """Cells in the order in which they are done.
 
     Args:
         cells: of all experiments, one after another.
-        seeds: in the order wanted.
+        seeds: in the order wanted: seed by seed, so that one seed of everything is there early.
+        first: shell patterns of cells that come before all others, the first pattern's first; see :func:`matching`.
     """
-    return sorted(cells, key=lambda cell: list(seeds).index(cell.seed))
+
+    def rank(cell: Cell) -> tuple[int, int]:
+        ranks = (at for at, pattern in enumerate(first) if fnmatchcase(cell.label, pattern))
+        return next(ranks, len(first)), list(seeds).index(cell.seed)
+
+    return sorted(cells, key=rank)
 
 
 def matching(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:

@@ -177,6 +177,7 @@ class Profile(Model):
         title: what a reader is told it is.
         threads: CPU threads of a training and of a cell: fixed, so that numbers do not depend on the cores there are.
         precision: ``"auto"`` learns in bfloat16 where the device gains from it.
+        first: shell patterns of the cells that are done before all others, in this order.
         sections: the parameters of each experiment, by its name.
     """
 
@@ -184,6 +185,7 @@ class Profile(Model):
     title: str
     threads: int = Field(gt=0)
     precision: Literal["auto", "float32"] = "auto"
+    first: tuple[str, ...] = ()
     sections: dict[str, Any]
 
     def section(self, name: str, kind: type[S], default: Any = None) -> S | None:
@@ -222,7 +224,7 @@ def load_profile(name: str) -> Profile:
     import yaml  # only who reads a profile waits for it
 
     values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = {key: values.pop(key) for key in ("title", "threads", "precision") if key in values}
+    own = {key: values.pop(key) for key in ("title", "threads", "precision", "first") if key in values}
     try:
         return Profile(name=name, sections=values, **own)
     except ValidationError as error:

@@ -99,7 +99,9 @@ def run_experiments(
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value:g}: give more than 0")
     deadline = None if time_budget is None else time.monotonic() + time_budget
-    todo = in_order(matching(cells(experiment, profile, seeds), pattern), seeds)
+    todo = in_order(
+        matching(cells(experiment, profile, seeds), pattern), seeds, load_profile(profile).first
+    )
     begin = partial(
         _Run, device=pick_device(device), deterministic=deterministic, workers=workers,
         deadline=deadline, progress=progress,
@@ -285,12 +287,12 @@ def _do(
             work = EXPERIMENTS[task.experiment].work or do_cell
             outcome = work(task, bench)
             seconds = time.perf_counter() - start
-            bases = base_models(task, bench.device)
+            bases = base_models(task)
             origin = provenance(
                 bench.device,
                 seconds=seconds,
                 source=source,
-                precision=bases[0].precision,
+                precision="bfloat16" if bases[0].in_bfloat16(bench.device) else "float32",
                 deterministic=deterministic,
                 base_models={
                     base.name: bench.zoo.provenance(base, device=bench.device) for base in bases
@@ -328,7 +330,7 @@ def _schedule(
 
     return Schedule(
         todo,
-        bases=lambda cell: base_models(cell, device),
+        bases=base_models,
         there=lambda base: zoo.there(base, device=device),
         alone=lambda cell: EXPERIMENTS[cell.experiment].alone,
         durations=durations,

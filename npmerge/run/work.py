@@ -62,12 +62,11 @@ class Bench:
         return cls(zoo, Artifacts(zoo.folder / "artifacts"), device, progress)
 
 
-def base_models(cell: Cell, device: torch.device) -> list[BaseModel]:
+def base_models(cell: Cell) -> list[BaseModel]:
     """The base models of a cell: equal but for their share of the data and the seed of weights, order and augmentation.
 
     Args:
         cell: from an experiment.
-        device: where they are trained; decides whether bfloat16 is a gain.
     """
     config, setting = cell.config, cell.config["setting"]
     models, split = config["models"], setting.get("split")
@@ -81,7 +80,7 @@ def base_models(cell: Cell, device: torch.device) -> list[BaseModel]:
             Partition(split, k, models, cell.seed) if split else "same",
             seed=10 * cell.seed + k,
             threads=config["threads"],
-            precision="bfloat16" if mixed_precision(config, device) else "float32",
+            precision=config["precision"],
         )
         for k in range(models)
     ]
@@ -136,7 +135,7 @@ class Work:
         self.seed, self.device = cell.seed, bench.device
         self.setting: dict[str, Any] = cell.config["setting"]
         self.data = load_images(self.setting)
-        self.bases = base_models(cell, bench.device)
+        self.bases = base_models(cell)
         self.raw: list[Load] = bench.zoo.loaders(
             self.bases, self.data, device=bench.device,
             progress="base models" if bench.progress else None,

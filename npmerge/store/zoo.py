@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from npmerge._version import __version__
+from npmerge.data.batches import SAMPLING
 from npmerge.data.images import ImageData
 from npmerge.data.partition import Partition
-from npmerge.device import kernels_label, threads
+from npmerge.device import gains_from_bfloat16, kernels_label, threads
 from npmerge.models import build
 from npmerge.store.checkpoints import State, kept, not_finite, read_checked
 from npmerge.store.files import DamagedError, config_hash
@@ -66,7 +67,7 @@ class BaseModel:
         seed: of the initial weights, the order and the augmentation.
         threads: of the CPU while it is trained: sums are taken in another order with another number. By default as many
             as are set.
-        precision: of its training; ``"bfloat16"`` is autocast.
+        precision: of its training; ``"auto"`` is bfloat16 autocast where the device gains from it.
     """
 
     dataset: str
@@ -77,7 +78,7 @@ class BaseModel:
     partition: Partition | Literal["same"]
     seed: int
     threads: int | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "auto"] = "float32"
 
     @property
     def name(self) -> str:
@@ -89,7 +90,15 @@ class BaseModel:
     def made_of(self) -> dict[str, Any]:
         """All of it, JSON-serialisable; what is left out of the recipe has no say in it."""
         recipe = {name: value for name, value in asdict(self.recipe).items() if value is not None}
-        return {**asdict(self), "recipe": recipe}
+        return {**asdict(self), "recipe": recipe, "sampling": SAMPLING}
+
+    def in_bfloat16(self, device: torch.device) -> bool:
+        """Whether it is trained in bfloat16 on a device.
+
+        Args:
+            device: where it is trained.
+        """
+        return self.precision == "auto" and gains_from_bfloat16(device)
 
 
 class Zoo:
@@ -277,9 +286,10 @@ def _made_of(base: BaseModel, path: Path) -> dict[str, Any]:
 
 def _kernels(base: BaseModel, device: torch.device) -> str:
     """What decides a model's last bits beside its description."""
+    label = kernels_label(device)
     if device.type == "cpu" and base.threads is None:
-        return f"{kernels_label(device)}-{torch.get_num_threads()}threads"
-    return kernels_label(device)
+        label += f"-{torch.get_num_threads()}threads"
+    return label + "-bfloat16" * base.in_bfloat16(device)
 
 
 def _trained(
@@ -304,7 +314,7 @@ def _trained(
             fit(
                 model, batches, optimizer, epochs=recipe.epochs,
                 schedule=schedule(recipe.epochs, recipe.warmup_epochs),
-                mixed_precision=base.precision == "bfloat16", saved=partly, progress=progress,
+                mixed_precision=base.in_bfloat16(device), saved=partly, progress=progress,
             )  # fmt: skip
         except TrainingError as error:
             raise TrainingError(f"base model {base.name}: {error}") from error
