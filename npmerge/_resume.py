@@ -27,7 +27,7 @@ class Resume:
 
     Args:
         path: of the file; need not exist.
-        every: seconds to pass between two times it is written.
+        every: seconds to pass between two times it is written; a training that has lasted longer is written at its end.
         model, optimizer, data: as the training begins with them.
         conditions: what else the result depends on, JSON-serialisable.
     """
@@ -41,7 +41,8 @@ class Resume:
         data: Any,
         conditions: Mapping[str, Any],
     ) -> None:
-        self._path, self._every, self._written = Path(path), every, time.monotonic()
+        self._path, self._every = Path(path), every
+        self._begun = self._written = time.monotonic()
         self._model, self._optimizer, self._data = model, optimizer, data
         self._device = device_of(model)
         began_with = {
@@ -84,16 +85,17 @@ class Resume:
         set_random_states(state["random"], self._device)
         return list(state["history"])
 
-    def save(self, history: Sequence[float]) -> None:
+    def save(self, history: Sequence[float], *, finished: bool = False) -> None:
         """Write the file if it is time.
 
         Args:
             history: the mean losses of the epochs that are done.
+            finished: whether these are all.
 
         Raises:
             OSError: it cannot be written.
         """
-        if time.monotonic() - self._written < self._every:
+        if time.monotonic() - (self._begun if finished else self._written) < self._every:
             return
         content = io.BytesIO()
         state = {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,6 +99,7 @@ def merge(
     held_out: HeldOut | None = None,
     loss: Loss | None = None,
     mixed_precision: bool | None = None,
+    saved: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     progress: bool = False,
 ) -> Merged:
@@ -123,6 +125,8 @@ def merge(
         held_out: what choices are made on. With more than two models they are made for the first pair.
         loss: ``loss(outputs, batch)``, a scalar; by default the cross-entropy of the labels.
         mixed_precision: learn in bfloat16; by default where the device gains from it.
+        saved: a folder that is kept up to date with all that is being learned. A merge that began alike and was cut off
+            goes on from it; see :func:`npmerge.training.fit`. It is the caller's to delete.
         on_epoch: called after each epoch of learning with its number, from 1, and its mean loss.
         progress: show a progress bar.
 
@@ -145,7 +149,7 @@ def merge(
         data, align=align, aggregate=aggregate, correct=correct, learn_on=learn_on, base=base,
         seed=seed, align_options=align_options, aggregate_options=aggregate_options,
         correct_options=correct_options, held_out=held_out, loss=loss,
-        mixed_precision=mixed_precision, on_epoch=on_epoch, progress=progress,
+        mixed_precision=mixed_precision, saved=saved, on_epoch=on_epoch, progress=progress,
     )  # fmt: skip
     if many is None and len(loads) == PAIR:
         model = steps.merge(loads[0](), loads[1]())
@@ -184,6 +188,7 @@ class Merger:
         held_out: HeldOut | None = None,
         loss: Loss | None = None,
         mixed_precision: bool | None = None,
+        saved: Path | None = None,
         on_epoch: Callable[[int, float], None] | None = None,
         progress: bool = False,
         statistics: Callable[[], Covariances] | None = None,
@@ -207,6 +212,7 @@ class Merger:
             "loss": loss, "mixed_precision": mixed_precision, "on_epoch": on_epoch,
             "progress": self._aggregate.label if progress else None,
         }  # fmt: skip
+        self._saved, self._learned = saved, 0  # how often something was learned, trials included
         self._groups: Sequence[Group] | None = None
         self.alignment: Alignment | None = None
         self.details: Mapping[str, Any] = {}
@@ -277,10 +283,10 @@ class Merger:
 
             def learned(trial: Mapping[str, Any]) -> nn.Module:
                 kept = None if self._held_out is None else _seeded(self._held_out.kept, own)
-                return _model(self._call(method, trial, data=kept, **context))
+                return _model(self._learn(method, trial, data=kept, **context))
 
             options = self._settled(method, learned)
-            result = self._call(method, options, data=_seeded(self._learn_on, own), **context)
+            result = self._learn(method, options, data=_seeded(self._learn_on, own), **context)
         if isinstance(result, Aggregated):
             self.history, self.details = result.history, result.details
         return _model(result)
@@ -347,6 +353,12 @@ class Merger:
             raise ValueError(
                 f"{method.name} needs the model that the others were trained from: give base"
             )
+
+    def _learn(self, method: Method, options: Mapping[str, Any], **context: Any) -> Any:
+        """Call an aggregation, each time with a file of its own to go on from."""
+        saved = None if self._saved is None else self._saved / f"{self._learned}.training"
+        self._learned += 1
+        return self._call(method, options, saved=saved, **context)
 
     def _call(self, method: Method, options: Mapping[str, Any], **context: Any) -> Any:
         given = {name: value for name, value in context.items() if name in method.parameters}

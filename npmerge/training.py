@@ -95,7 +95,7 @@ def fit(
             one goes on from it, to the bits of an uninterrupted one on the same kind of processor, as long as a pass
             over the data depends on nothing but its ``epoch`` (as :class:`~npmerge.data.batches.Batches`) and PyTorch's
             own random generator. The file is the caller's to delete.
-        save_every: seconds to pass between two times that it is written.
+        save_every: seconds to pass between two times that it is written; a shorter training leaves none.
         on_epoch: called with each epoch, counted from 1, and its mean loss; not again for those of a resumed training.
         progress: label of the progress bar on stderr; none by default.
 
@@ -157,10 +157,10 @@ def fit(
                 rates = [max(peaks) * factor for factor in factors]
                 history.append(_mean_loss(torch.stack(losses).tolist(), rates, epoch))
                 bar.set_postfix(loss=f"{history[-1]:.3f}")
-                if resume is not None:
-                    resume.save(history)
                 if on_epoch is not None:
                     on_epoch(epoch + 1, history[-1])
+                if resume is not None:
+                    resume.save(history, finished=epoch + 1 == epochs)
     finally:
         _set_rates(optimizer, peaks)
     return history

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tiny import PROFILE, tiny_profile
 
 from npmerge import experiments
-from npmerge.catalogue import chosen_experiments, experiment_names, profile_names
+from npmerge.catalogue import SAMPLING, chosen_experiments, experiment_names, profile_names
 from npmerge.experiments import EXPERIMENTS, cells, load_profile, setting_of
 from npmerge.experiments.profile import Profile
 from npmerge.methods import Combination
@@ -118,7 +118,9 @@ def test_a_cell_says_what_is_merged_and_how() -> None:
     assert config["align"]["options"]["ridge"] == {"choose": [0.1], "trial": {}}
     assert (config["aggregate"]["method"], config["correct"]) == ("mean", "reset_batchnorm")
     assert (config["models"], config["many"], config["threads"]) == (2, None, 1)
-    assert config["data"] == {"batch_size": 200, "held_out": 0.1, "examples_per_class": None}
+    assert config["data"] == {
+        "batch_size": 200, "held_out": 0.1, "examples_per_class": None, "sampling": SAMPLING,
+    }  # fmt: skip
 
 
 def test_paths_are_followed_where_the_paper_does_and_classes_scored_on_disjoint_splits() -> None:
@@ -212,23 +214,21 @@ def test_base_models_of_all_seeds_and_splits_are_different_models() -> None:
     every = [
         base
         for cell in cells(["same_data", "disjoint_splits"], "tiny", range(12))
-        for base in base_models(cell, CPU)
+        for base in base_models(cell)
     ]
     assert len(set(every)) == 12 * 2 * 3
 
 
 def test_table_iv_and_the_pairs_of_figure_1_train_nothing_of_their_own() -> None:
-    trained = {
-        base for cell in cells("disjoint_splits", "tiny", [0]) for base in base_models(cell, CPU)
-    }
+    trained = {base for cell in cells("disjoint_splits", "tiny", [0]) for base in base_models(cell)}
     for cell in cells(["data_size", "many_models"], "tiny", [0]):
         if cell.config["models"] == 2 and "split" in cell.config["setting"]:
-            assert set(base_models(cell, CPU)) <= trained
+            assert set(base_models(cell)) <= trained
 
 
 def test_models_that_are_merged_by_the_dozen_begin_with_the_pair() -> None:
     by_count = {
-        cell.config["models"]: base_models(cell, CPU)
+        cell.config["models"]: base_models(cell)
         for cell in cells("many_models", "tiny", [0])
         if "split" not in cell.config["setting"]
     }

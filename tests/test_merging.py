@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import killed
 import pytest
 import torch
 from tiny import CLASSES, Snapshot, assert_same_state, loader, marked, net, same_parameters
@@ -14,7 +16,9 @@ from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 import npmerge as npm
-from npmerge import Choice, HeldOut
+from npmerge import Choice, HeldOut, training
+from npmerge._resume import Resume
+from npmerge.data import Batches
 from npmerge.evaluate import Ensemble, path, score
 from npmerge.methods import METHODS, of_kind
 from npmerge.training import TrainingError
@@ -158,6 +162,50 @@ def test_the_value_chosen_is_the_one_that_scores_best_on_what_is_held_out() -> N
         by_hand[f"{ridge:g}"] = score(npm.reset_batchnorm(mean, data[:5]), data[5:]).top1
     assert found["trials"] == pytest.approx(by_hand)
     assert by_hand[f"{found['chosen']:g}"] == max(by_hand.values())
+
+
+class Interrupted(Batches):
+    """Batches whose reader is interrupted in the middle of the third epoch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for step, batch in enumerate(super().__iter__()):
+            if (self.epoch, step) == (3, 1):
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize("aggregate", ["np_merge", "finetune"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_merge_that_was_cut_off_goes_on_to_the_same_bits_and_repeats_no_trial(
+    aggregate: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        training, "Resume", lambda path, every, *rest: Resume(path, min(every, 0), *rest)
+    )
+    plain = killed.batches()
+    seen: list[int] = []
+
+    def merged(
+        kind: type[Batches], saved: Path | None, on_epoch: Callable[..., None] | None = None
+    ) -> npm.Merged:
+        torch.manual_seed(0)  # of dropout
+        return npm.merge(
+            [killed.network(seed) for seed in range(count)], plain, align="identity",
+            aggregate=aggregate, saved=saved, on_epoch=on_epoch,
+            aggregate_options={"lr": Choice((0.01, 0.1), {"epochs": 2}), "epochs": 4},
+            learn_on=lambda seed: killed.batches(kind, seed=seed % 100),
+            held_out=HeldOut(lambda seed: killed.batches(seed=seed % 100 + 1), plain, plain),
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(Interrupted, tmp_path)
+    resumed = merged(Batches, tmp_path, lambda epoch, _: seen.append(epoch))
+    assert seen == [3, 4, *[1, 2, 3, 4] * (count - 2)]
+    whole = merged(Batches, None)
+    assert_same_state(resumed.model.state_dict(), whole.model.state_dict())
+    assert (resumed.history, resumed.chosen) == (whole.history, whole.chosen)
+    assert resumed.details.get("spread") == whole.details.get("spread")
+    assert len(whole.details.get("spread", [None] * 4)) == 4
 
 
 def test_a_loss_of_one_s_own_and_batches_that_are_dictionaries() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import reports
-import torch
 from tiny import PROFILE
 
 from npmerge.experiments import EXPERIMENTS
@@ -29,7 +28,7 @@ def cells(*names: str, seeds: tuple[int, ...] = (0,), kind: str = "ensemble") ->
 
 
 def bases(cell: Cell) -> list[BaseModel]:
-    return base_models(cell, torch.device("cpu"))
+    return base_models(cell)
 
 
 def record(cell: Cell, seconds: float, device: str = CPU, *base_models: dict[str, Any]) -> Record:
@@ -82,6 +81,17 @@ def test_the_order_is_seed_by_seed_as_asked_and_then_that_of_the_experiments() -
     found = [(cell.seed, cell.experiment) for cell in in_order(todo, [2, 0])]
     one = ["same_data", "disjoint_splits", "disjoint_splits"]
     assert found == [(seed, name) for seed in (2, 0) for name in one]
+
+
+def test_a_profile_may_name_cells_that_come_before_all_others() -> None:
+    todo = cells("same_data", "disjoint_splits", seeds=(0, 1))
+    first = ["*/seed1/*", "same_data/*", "*-dirichlet/*"]
+    found = [cell.label.rsplit("/", 1)[0] for cell in in_order(todo, [0, 1], first)]
+    split = "disjoint_splits/digits-resnet20x0.125"
+    assert list(dict.fromkeys(found)) == [
+        "same_data/digits-vgg11x0.0625/seed1", f"{split}-80-20/seed1", f"{split}-dirichlet/seed1",
+        "same_data/digits-vgg11x0.0625/seed0", f"{split}-dirichlet/seed0", f"{split}-80-20/seed0",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from tiny import assert_same_state, same_parameters
 from torch import nn
 
+from npmerge.catalogue import SAMPLING
 from npmerge.data import ImageData, load
 from npmerge.data.partition import Partition
 from npmerge.device import kernels_label, threads
@@ -105,6 +106,7 @@ def test_the_caller_s_threads_do_not_change_a_bit_of_the_model(
         return fit(*args, **options)
 
     monkeypatch.setattr(module, "fit", noted)
+    monkeypatch.setattr(module, "gains_from_bfloat16", lambda _: True)
     base = replace(BASE, image_size=8, width=0.5)
     data = load("digits")
     for count in (1, 2):
@@ -139,8 +141,9 @@ def test_precision_decides_whether_training_is_in_bfloat16(
         seen.append(mixed_precision)
 
     monkeypatch.setattr(module, "fit", noted)
+    monkeypatch.setattr(module, "gains_from_bfloat16", lambda _: True)
     Zoo(tmp_path).ensure(BASE, digits)
-    Zoo(tmp_path).ensure(replace(BASE, precision="bfloat16"), digits)
+    Zoo(tmp_path).ensure(replace(BASE, precision="auto"), digits)
     assert seen == [False, True]
 
 
@@ -205,6 +208,7 @@ def test_a_checkpoint_says_what_made_it_and_nothing_is_unpickled(
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["npmerge"])
     made_by = said["says"]["made_of"]["base_model"]
+    assert made_by.pop("sampling") == SAMPLING
     assert BaseModel(**made_by | {"recipe": Recipe(**made_by["recipe"])}) == BASE
     assert zoo.provenance(BASE) == {
         "file": path.name,
@@ -292,7 +296,7 @@ def test_a_zoo_that_cannot_be_written_is_named_before_training(
         {"partition": Partition("80-20", 0, 2, seed=0)},
         {"seed": 4},
         {"threads": 2},
-        {"precision": "bfloat16"},
+        {"precision": "auto"},
     ],
 )
 def test_everything_that_makes_a_model_is_in_its_address(change: dict[str, Any]) -> None:

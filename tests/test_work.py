@@ -98,7 +98,7 @@ class Hand:
     def __init__(self, one: Cell, zoo: Zoo, indices: Tensor | None = None) -> None:
         self.data, self.indices = load_images(one.config["setting"]), indices
         self.train, self.test = self.plain("train", indices), self.plain("test")
-        raw = zoo.loaders(base_models(one, CPU), self.data)
+        raw = zoo.loaders(base_models(one), self.data)
         self.loads = [lambda load=load: reset_batchnorm(load(), self.train) for load in raw]
 
     @property
@@ -264,7 +264,7 @@ def test_the_parents_are_scored_as_trained_and_with_batch_norm_of_the_union(
 ) -> None:
     one = cell("disjoint_splits", "base_models")
     hand = Hand(one, bench.zoo)
-    raw = [bench.zoo.load(base, hand.data) for base in base_models(one, CPU)]
+    raw = [bench.zoo.load(base, hand.data) for base in base_models(one)]
     for name, models in (("base_models-as-trained", raw), ("base_models", hand.pair)):
         each = [hand.numbers(model) for model in models]
         by_hand = {metric: sum(one[metric] for one in each) / 2 for metric in each[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ def finetune(
     lr: float = 1e-2,
     loss: Loss | None = None,
     mixed_precision: bool | None = None,
+    saved: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     progress: str | None = None,
 ) -> Aggregated:
@@ -45,6 +47,7 @@ def finetune(
         lr: Adam's learning rate; the paper's is 0.01.
         loss: of the outputs and the batch; by default the cross-entropy of the labels.
         mixed_precision: bfloat16 autocast; by default where the device gains from it.
+        saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
         on_epoch: called with each epoch, counted from 1, and its mean loss.
         progress: label of the progress bar; none by default.
 
@@ -61,7 +64,7 @@ def finetune(
     model, optimizer = learning_weights(a, b, lr=lr)
     history = fit(
         model, data, optimizer, epochs=epochs, loss=loss, mixed_precision=mixed_precision,
-        on_epoch=on_epoch, progress=progress,
+        saved=saved, on_epoch=on_epoch, progress=progress,
     )  # fmt: skip
     return Aggregated(taken_over(a, model), history)
 

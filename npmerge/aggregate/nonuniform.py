@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from npmerge.data.streams import Data
 from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
 from npmerge.training import Loss, fit
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""What is noted of alpha's spread: the coefficient that so large a share of the parameters stays below."""
 
 
 @method(
@@ -34,6 +38,7 @@ def np_merge(
     lr: float = 1e-2,
     loss: Loss | None = None,
     mixed_precision: bool | None = None,
+    saved: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     progress: str | None = None,
 ) -> Aggregated:
@@ -50,12 +55,13 @@ def np_merge(
         lr: Adam's learning rate for ``alpha_pre``.
         loss: of the outputs and the batch; by default the cross-entropy of the labels.
         mixed_precision: bfloat16 autocast; by default where the device gains from it.
+        saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
         on_epoch: called with each epoch, counted from 1, and its mean loss.
         progress: label of the progress bar; none by default.
 
     Returns:
-        The merged model, and in ``details["alpha"]`` the coefficients of model A, for every parameter by name. ``a``
-        and ``b`` are not changed.
+        The merged model; in ``details["alpha"]`` the coefficients of model A, for every parameter by name; and in
+        ``details["spread"]`` their :data:`QUANTILES` after each epoch. ``a`` and ``b`` are not changed.
 
     Raises:
         ValueError: the models differ in architecture or shape, the data is empty, or a label is out of range.
@@ -65,11 +71,18 @@ def np_merge(
         Eq. 2 and Section III-D.
     """
     model, optimizer = learning_alpha(a, b, lr=lr)
+
+    def noted(epoch: int, value: float) -> None:
+        optimizer.note_spread()
+        if on_epoch is not None:
+            on_epoch(epoch, value)
+
     history = fit(
         model, data, optimizer, epochs=epochs, loss=loss, mixed_precision=mixed_precision,
-        on_epoch=on_epoch, progress=progress,
+        saved=saved, on_epoch=noted, progress=progress,
     )  # fmt: skip
-    return Aggregated(taken_over(a, model), history, {"alpha": optimizer.alpha()})
+    details = {"alpha": optimizer.alpha(), "spread": optimizer.spread}
+    return Aggregated(taken_over(a, model), history, details)
 
 
 def learning_alpha(a: nn.Module, b: nn.Module, *, lr: float) -> tuple[nn.Module, AlphaAdam]:
@@ -102,6 +115,7 @@ class AlphaAdam:
 
     Attributes:
         param_groups: the learning rate, which may be changed between steps, and Adam's other options.
+        spread: the :data:`QUANTILES` of alpha over all parameters, whenever they were noted.
 
     Raises:
         ValueError: the parameters are of several types, on several devices, or not floating-point numbers.
@@ -118,6 +132,7 @@ class AlphaAdam:
                 f"NP Merge needs parameters of one floating-point type on one device, got {', '.join(sorted(kinds))}"
             )
         self.param_groups: list[dict[str, Any]] = [{"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}]
+        self.spread: list[list[float]] = []
         self._parameters = named
         other = dict(b.named_parameters())
         weight = _flatten(list(named.values()))
@@ -176,14 +191,21 @@ class AlphaAdam:
         views = self._views(alpha.clamp_(tiny, 1 - tiny))
         return {name: view.clone() for name, view in zip(self._parameters, views, strict=True)}
 
+    def note_spread(self) -> None:
+        """Note how far the coefficients are spread now."""
+        ordered = torch.sigmoid(self._state["alpha_pre"]).sort().values
+        places = [round(share * (len(ordered) - 1)) for share in QUANTILES]
+        self.spread.append([round(value, 4) for value in ordered[places].tolist()])
+
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` needs to go on from here: alpha_pre, Adam's moments, the options.
+        """What :meth:`load_state_dict` needs to go on from here: alpha_pre, Adam's moments, the options, the spread.
 
         As with PyTorch's optimisers, the tensors are the ones in use.
         """
         return {
             "state": dict(self._state),
             "param_groups": [dict(group) for group in self.param_groups],
+            "spread": list(self.spread),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -204,6 +226,7 @@ class AlphaAdam:
         for name, tensor in self._state.items():
             tensor.copy_(state[name])
         self.param_groups = [dict(group) for group in state_dict["param_groups"]]
+        self.spread = list(state_dict["spread"])
         self._write()
 
     @torch.no_grad()

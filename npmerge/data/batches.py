@@ -11,9 +11,6 @@ from torch import Tensor
 
 from npmerge.data.images import Images
 
-SAMPLING = 2
-"""Version of how orders, crops, flips and shares of data are drawn: what was drawn otherwise gives other numbers."""
-
 
 class Batches:
     """Batches of a set of images that live on one device.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from npmerge.data.batches import SAMPLING
+from npmerge.catalogue import SAMPLING
 from npmerge.experiments.listing import Experiment
 from npmerge.experiments.profile import Profile, Section, Setting
 from npmerge.store.records import Cell, Outcome
@@ -20,14 +20,11 @@ class Cost(Section):
         epochs: of learning.
         lr: of Adam.
         counts: how many models are merged in tournaments, in the narrowest setting; each at least 2.
-        seeds: take at most so many of the seeds given: where cells run side by side, each more would
-            disturb the others.
     """
 
     epochs: int = Field(10, gt=0)
     lr: float = Field(1e-2, gt=0)
     counts: tuple[Annotated[int, Field(ge=2)], ...]
-    seeds: int | None = Field(None, gt=0)
 
 
 def list_cells(profile: Profile, section: Cost, seeds: Sequence[int]) -> list[Cell]:
@@ -63,7 +60,7 @@ def list_cells(profile: Profile, section: Cost, seeds: Sequence[int]) -> list[Ce
     return [
         one
         for setting in section.settings
-        for seed in seeds[: section.seeds]
+        for seed in seeds
         for one in [
             cell(setting, seed, "pair", epochs=section.epochs),
             *(

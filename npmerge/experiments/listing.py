@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from npmerge.data.batches import SAMPLING
+from npmerge.catalogue import SAMPLING
 from npmerge.experiments.profile import Choose, Methods, Optimisation, Profile, Section, Setting
 from npmerge.methods import METHODS
 from npmerge.store.records import Cell
@@ -58,7 +58,7 @@ class Experiment:
     def list(self, profile: Profile, seeds: Sequence[int]) -> list[Cell]:
         """Its cells at a profile; none where the profile has no section of it."""
         section = self.parameters(profile)
-        return [] if section is None else self.cells(profile, section, seeds)
+        return [] if section is None else self.cells(profile, section, seeds[: section.seeds])
 
 
 def setting_cells(
@@ -180,9 +180,7 @@ def _check(name: str, option: str, values: Iterable[Any]) -> None:
             raise ValueError(f"{option} of {name} is {value!r}: it must be of type {kind}")
 
 
-def in_order(
-    cells: Iterable[Cell], seeds: Sequence[int], first: Sequence[str] = ()
-) -> list[Cell]:
+def in_order(cells: Iterable[Cell], seeds: Sequence[int], first: Sequence[str] = ()) -> list[Cell]:
     """Cells in the order in which they are done.
 
     Args:

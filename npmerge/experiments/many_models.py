@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import Field
-
 from npmerge.experiments.listing import Experiment, setting_cells
 from npmerge.experiments.profile import Methods, Profile, Section
 from npmerge.store.records import Cell
@@ -25,11 +23,9 @@ class ManyModels(Section):
 
     Attributes:
         counts: how many models to merge into one.
-        seeds: take at most so many of the seeds given.
     """
 
     counts: tuple[int, ...]
-    seeds: int | None = Field(None, gt=0)
 
 
 def list_cells(profile: Profile, section: ManyModels, seeds: Sequence[int]) -> list[Cell]:
@@ -43,7 +39,7 @@ def list_cells(profile: Profile, section: ManyModels, seeds: Sequence[int]) -> l
     return [
         cell
         for setting in section.settings
-        for seed in seeds[: section.seeds]
+        for seed in seeds
         for count in sorted(section.counts, reverse=True)  # side by side, the longest begin first
         for cell in setting_cells(
             profile, "many_models", section, setting, seed,

@@ -154,10 +154,12 @@ class Section(Model):
         settings: its columns.
         optimisation: what merging is given.
         methods: what is run; by default what the experiment's table has.
+        seeds: take at most so many of the seeds given.
     """
 
     settings: tuple[Setting, ...]
     optimisation: Optimisation
+    seeds: int | None = Field(None, gt=0)
     methods: tuple[Methods, ...] | None = None
 
     @field_validator("methods", mode="before")
@@ -224,7 +226,9 @@ def load_profile(name: str) -> Profile:
     import yaml  # only who reads a profile waits for it
 
     values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = {key: values.pop(key) for key in ("title", "threads", "precision", "first") if key in values}
+    own = {
+        key: values.pop(key) for key in ("title", "threads", "precision", "first") if key in values
+    }
     try:
         return Profile(name=name, sections=values, **own)
     except ValidationError as error:

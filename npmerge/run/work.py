@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,6 +166,7 @@ class Work:
             found = self.scored(model)
             if self.config.get("measures", {}).get("classes"):
                 self.details["classes"] = {"accuracy": self._classes(model)}
+        shutil.rmtree(self._saved, ignore_errors=True)
         values = {f"top{k}": percent for k, percent in found.accuracy.items()}
         rows = self.rows(values | {"loss": found.loss} | extra)
         return Outcome(rows, self.details, {k: round(v, 3) for k, v in self.seconds.items()})
@@ -245,6 +248,7 @@ class Work:
             "held_out": self._held_out,
             "seed": self.seed,
             "mixed_precision": mixed_precision(config, self.device),
+            "saved": self._saved,
             "progress": self.bench.progress,
         }
 
@@ -288,7 +292,11 @@ class Work:
             self.details["history"] = result.history
         self._choose(result.chosen)
         for name, value in result.details.items():
-            self.details[name] = {key: _histogram(tensor) for key, tensor in value.items()}
+            self.details[name] = (
+                {key: _histogram(tensor) for key, tensor in value.items()}
+                if isinstance(value, Mapping)
+                else value
+            )
 
     def _choose(self, chosen: Mapping[str, Any]) -> None:
         if chosen:
@@ -335,6 +343,11 @@ class Work:
             ).tolist()
             for base in self.bases
         ]
+
+    @property
+    def _saved(self) -> Path:
+        """Where what is being learned is kept until it is scored."""
+        return self.bench.artifacts.folder / f".{self.cell.config_hash}.training"
 
     @cached_property
     def _digests(self) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from npmerge._version import __version__
-from npmerge.data.batches import SAMPLING
+from npmerge.catalogue import SAMPLING
 from npmerge.data.images import ImageData
 from npmerge.data.partition import Partition
 from npmerge.device import gains_from_bfloat16, kernels_label, threads
