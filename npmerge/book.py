@@ -17,7 +17,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 import npmerge
-from npmerge.experiments import cells, load_profile
+from npmerge.experiments import cells, load_profile, load_profiles
 from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report.plots import plot_methods, style
@@ -81,12 +81,12 @@ def make_book(
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
     (output / MARK).touch()
+    made_anew = (one.name for one in load_profiles(demonstration=True))
+    ignored = shutil.ignore_patterns(".*", "__pycache__", *made_anew)
     for name in SOURCES:
         source = root / name
         if source.is_dir():
-            shutil.copytree(
-                source, stage / name, ignore=shutil.ignore_patterns(".*", "__pycache__", "digits")
-            )
+            shutil.copytree(source, stage / name, ignore=ignored)
         else:
             shutil.copy(source, stage / name)
     page = stage / "book" / "api.md"
@@ -206,8 +206,7 @@ def clean(notebook: Any) -> None:
 def draw_result(stage: Path, parameters: dict[str, Any]) -> Path:
     """Draw the first page's figure from the largest profile that has records.
 
-    Records that come with the project at profile ``paper`` come first, then those at ``lite``, then those that the
-    notebooks have just made.
+    Records that come with the project are looked for first, then those that the notebooks have just made.
 
     Args:
         stage: the book's sources, with ``results/`` and executed ``notebooks/``.
@@ -220,17 +219,17 @@ def draw_result(stage: Path, parameters: dict[str, Any]) -> Path:
         FileNotFoundError: there are no records, and the notebooks have made none.
         ValueError: a record file is damaged.
     """
-    for profile in ("paper", "lite"):
-        contents = Records(stage / "results").read(profile, EXPERIMENT)
+    for profile in load_profiles(demonstration=False):
+        contents = Records(stage / "results").read(profile.name, EXPERIMENT)
         if contents:
             break
     else:
         given = validated(parameters)
-        profile = given.profile
+        profile = load_profile(given.profile)
         made = Records(stage / "notebooks" / given.results)
-        contents = made.read(profile, EXPERIMENT, cells(EXPERIMENT, profile, given.seeds))
+        contents = made.read(profile.name, EXPERIMENT, cells(EXPERIMENT, profile.name, given.seeds))
     seeds = seeds_text(record.cell.seed for record in contents)
-    title = f"profile {profile}, {seeds}\n{load_profile(profile).title}"
+    title = f"profile {profile.name}, {seeds}\n{profile.title}"
     target = stage / "book" / "_static" / "result.png"
     mpl.use("agg")
     with plt.rc_context():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,12 @@ def experiment_names() -> list[str]:
 
 
 def profile_names() -> list[str]:
-    """The names of the profiles."""
-    return sorted(path.stem for path in (_EXPERIMENTS / "profiles").glob("*.yaml"))
+    """The names of the profiles, the largest first: in the order of the ``place`` in their files."""
+    found = []
+    for path in (_EXPERIMENTS / "profiles").glob("*.yaml"):
+        place = re.search(r"^place: (\d+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        found.append((int(place[1]) if place else 100, path.stem))
+    return [name for _, name in sorted(found)]
 
 
 def chosen_experiments(chosen: str | Sequence[str]) -> list[str]:

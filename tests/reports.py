@@ -15,11 +15,12 @@ AS_TRAINED = Combination("base_models", correct=None)
 MEANS = tuple(Combination("mean", align) for align in ("identity", *ALIGNED, "cca"))
 LEARNED = tuple(
     Combination(aggregate, align, tuned=tuned)
-    for aggregate, tuned in (("np_merge", False), ("finetune", False), ("finetune", True))
+    for aggregate in ("np_merge", "finetune")
+    for tuned in (False, True)
     for align in ALIGNED
 )
 TABLE = (BASE, ENSEMBLE, *MEANS, *LEARNED)
-"""What the paper's tables compare, with the tuned control."""
+"""What the paper's tables compare, with the tuned rows."""
 ORIGIN = {
     "revision": "0123456789abcdef+",
     "device": "CPU (x86_64)",

@@ -7,10 +7,23 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from reports import AS_TRAINED, BASE, ENSEMBLE, TABLE, record, records
+from scipy import stats
 
-from npmerge.experiments import EXPERIMENTS
+from npmerge import experiments
+from npmerge.experiments import EXPERIMENTS, load_profile
 from npmerge.methods import Combination
-from npmerge.report.claims import CLAIMS, HALF_GAP, NP_P, PERMUTE, Claim, Midpoint, judge, verdicts
+from npmerge.report.claims import (
+    CCA,
+    CLAIMS,
+    HALF_GAP,
+    NP_P,
+    PERMUTE,
+    Claim,
+    Midpoint,
+    judge,
+    verdicts,
+)
+from npmerge.report.margins import paired_margin
 from npmerge.report.numbers import (
     Place,
     by_method,
@@ -54,8 +67,8 @@ def test_numbers_read_off_the_paper_s_tables() -> None:
 
 def test_every_claim_is_of_an_experiment_and_compares_registered_methods() -> None:
     assert set(CLAIMS) < set(EXPERIMENTS)
-    for claims in CLAIMS.values():
-        for claim in claims:
+    for each in CLAIMS.values():
+        for claim in each:
             assert claim.text
             for side in (*claim.better, *claim.worse):
                 ends = (side.low, side.high) if isinstance(side, Midpoint) else (side,)
@@ -63,37 +76,90 @@ def test_every_claim_is_of_an_experiment_and_compares_registered_methods() -> No
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "status"),
+    ("x", "status"),
     [
-        ([3.0, 2.0], [1.0, 1.0], "reproduced"),
-        ([0.0, 1.0], [1.0, 1.0], "not reproduced"),
-        ([0.0, 2.0], [1.0, 1.0], "inconclusive"),
-        ([3.0], [1.0], "inconclusive"),
-        ([3.0, float("nan")], [1.0, 1.0], "not run"),
+        ([3.0, 2.0, 2.5], "reproduced"),
+        ([0.0, 0.5, 0.2], "not reproduced"),
+        ([0.0, 2.0, 1.5], "inconclusive"),
+        ([9.0, 1.1, 1.2], "inconclusive"),  # ahead in every seed, by less than it is sure of
+        ([1.0, 1.0, 1.0], "inconclusive"),
+        ([3.0, 2.9], "2 seeds: not judged"),
+        ([3.0], "1 seed: not judged"),
+        ([3.0, 2.0, float("nan")], "not run"),
     ],
 )
-def test_a_claim_is_judged_by_every_seed(x: list[float], y: list[float], status: str) -> None:
-    assert judge(BETTER, found(x, y))[0] == status
+def test_a_claim_is_judged_by_three_seeds_whose_interval_leaves_out_zero(
+    x: list[float], status: str
+) -> None:
+    assert judge(BETTER, found(x, [1.0] * len(x)))[0] == status
+
+
+def test_seeds_are_compared_in_pairs() -> None:
+    """A method that is one point ahead in every seed is ahead, however far the seeds are apart."""
+    y = [10.0, 50.0, 90.0]
+    assert judge(BETTER, found([11.0, 51.1, 90.9], y))[0] == "reproduced"
+    assert judge(BETTER, found([90.9, 11.0, 51.1], y))[0] == "inconclusive"
+
+
+def test_the_interval_is_student_s() -> None:
+    values = pd.Series([1.0, 2.0, 4.0])
+    margin = paired_margin(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (margin.low, margin.high) == (pytest.approx(low), pytest.approx(high))
+    assert margin.text == "+2.3 ± 3.8 (3 seeds)"
+    assert paired_margin(values[:1]).text == "+1.0 (1 seed)"
+
+
+@pytest.mark.parametrize(
+    ("x", "status"),
+    [([3.0, 2.6], "ahead by 1.8"), ([-3.0] * 3, "behind by 4.0"), ([1.01], "level")],
+)
+def test_a_demonstration_shows_margins_and_gives_no_verdict(x: list[float], status: str) -> None:
+    status_found, evidence = judge(BETTER, found(x, [1.0] * len(x)), demonstration=True)
+    assert status_found == f"demonstration: {status}"
+    assert "Direct averaging" in evidence
+    assert judge(BETTER, found([1.0] * 3), demonstration=True) == ("not run", "")
+
+
+def test_what_a_demonstration_is_stands_in_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {NP_P: [90.0, 91.0, 92.0], CCA: [50.0, 51.0, 52.0]}
+
+    def said(profile: str) -> set[str]:
+        return {v.status for v in verdicts(records(values, profile=profile, **HERE))}
+
+    assert said("digits") == {"demonstration: ahead by 40.0", "not run"}
+    assert said("lite") == {"reproduced", "not run"}
+    lite = load_profile("lite").model_copy(update={"demonstration": True})
+    monkeypatch.setattr(experiments, "load_profile", lambda _: lite)
+    assert said("lite") == {"demonstration: ahead by 40.0", "not run"}
 
 
 def test_a_claim_without_its_numbers_is_not_run() -> None:
-    assert judge(BETTER, found([1.0, 2.0])) == ("not run", "")
-    assert judge(Claim("IV", "", (X,), (Y, Z)), found([1.0] * 2, [0.0] * 2))[0] == "not run"
-    assert judge(Claim("IV", "", (X,), (HALF_GAP,)), found([1.0] * 2, [0.0] * 2))[0] == "not run"
+    assert judge(BETTER, found([1.0] * 3)) == ("not run", "")
+    assert judge(Claim("IV", "", (X,), (Y, Z)), found([1.0] * 3, [0.0] * 3))[0] == "not run"
+    assert judge(Claim("IV", "", (X,), (HALF_GAP,)), found([1.0] * 3, [0.0] * 3))[0] == "not run"
 
 
-def test_the_evidence_is_the_tightest_comparison() -> None:
+def test_the_evidence_is_the_comparison_that_decides() -> None:
     claim = Claim("IV", "x beats y and z", (X,), (Y, Z))
-    status, evidence = judge(claim, found([5.0, 5.0], [1.0, 1.0], [4.0, 4.5]))
-    assert status == "reproduced"
-    assert evidence == "Direct averaging \N{MINUS SIGN} Weight Matching: +0.8"
-    assert "one seed" in judge(BETTER, found([2.0], [1.0]))[1]
-    assert "seeds disagree" in judge(BETTER, found([0.0, 2.0], [1.0, 1.0]))[1]
+    minus = "Direct averaging \N{MINUS SIGN}"
+    x = [5.0, 5.0, 5.0]
+    close, sure = [4.0, 4.1, 4.2], [1.0, 1.0, 1.0]
+    assert judge(claim, found(x, sure, close)) == (
+        "reproduced", f"{minus} Weight Matching: +0.9 ± 0.2 (3 seeds)",
+    )  # fmt: skip
+    unsure = [-9.0, 0.0, 4.0]  # further behind than the other, but not by more than chance
+    assert judge(claim, found(x, unsure, close))[0] == "inconclusive"
+    assert f"{minus} Permute" in judge(claim, found(x, unsure, close))[1]
+    assert judge(claim, found(x, unsure, [5.5, 5.6, 5.7])) == (
+        "not reproduced", f"{minus} Weight Matching: \N{MINUS SIGN}0.6 ± 0.2 (3 seeds)",
+    )  # fmt: skip
+    assert judge(claim, found(x[:1], [3.0], [4.0]))[1] == f"{minus} Weight Matching: +1.0 (1 seed)"
 
 
 def test_as_many_better_as_worse_methods_are_compared_one_to_one() -> None:
     """x beats its own baseline and z its own; x against z's baseline is not asked."""
-    rows = found([2.0, 2.0], [1.0, 1.0], [9.0, 9.0], [8.0, 8.0])
+    rows = found([2.0] * 3, [1.0] * 3, [9.0] * 3, [8.0] * 3)
     assert judge(Claim("IV", "each beats its own", (X, Z), (Y, W)), rows)[0] == "reproduced"
     each_all = Claim("IV", "each beats all", (X, Z), (Y, W, W))
     assert judge(each_all, rows)[0] == "not reproduced"
@@ -106,22 +172,35 @@ def test_one_failed_comparison_fails_the_claim() -> None:
 
 def test_the_middle_is_half_way_between_permute_and_the_ensemble() -> None:
     claim = Claim("IV", "half of the gap", (NP_P,), (HALF_GAP,))
-    values = {NP_P: [26.0] * 2, PERMUTE: [10.0, 20.0], ENSEMBLE: [30.0, 30.0]}
+    values = {NP_P: [26.0] * 3, PERMUTE: [10.0, 20.0, 15.0], ENSEMBLE: [30.0] * 3}
     rows = {method: pd.Series(each) for method, each in values.items()}
-    assert judge(claim, rows) == (
-        "reproduced",
-        "NP-P \N{MINUS SIGN} half-way to the ensemble: +3.5",
-    )
+    assert judge(claim, rows)[1].startswith("NP-P \N{MINUS SIGN} half-way to the ensemble: +3.5 ±")
 
 
 def test_verdicts_come_for_every_claim_and_setting() -> None:
-    values = {method: [50.0, 51.0] for method in TABLE} | {NP_P: [90.0, 91.0]}
+    values = {method: [50.0, 51.0, 52.0] for method in TABLE} | {NP_P: [90.0, 91.0, 92.0]}
     both = records(values, **HERE) + records(values, dataset="cifar10", **HERE)
     found_verdicts = verdicts(both)
     assert len(found_verdicts) == 2 * len(CLAIMS["same_data"])
     assert {v.place for v in found_verdicts} == {"resnet20x1, cifar100", "resnet20x1, cifar10"}
     assert found_verdicts[0].status == "reproduced"
     assert verdicts(records({X: [1.0, 2.0]}, **HERE))[0].status == "not run"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_cca_stands_in_claims_of_its_own(name: str) -> None:
+    for claim in CLAIMS[name]:
+        rivals = {side.align for side in claim.worse if isinstance(side, Combination)}
+        assert rivals == {"cca"} or "cca" not in rivals
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_no_claim_gives_one_side_a_tuning_that_the_other_has_not(name: str) -> None:
+    for claim in CLAIMS[name]:
+        for better, worse in claim.pairs:
+            if isinstance(worse, Combination) and worse.tuned:
+                assert isinstance(better, Combination)
+                assert better == replace(worse, aggregate="np_merge")
 
 
 def test_an_experiment_without_claims_has_no_verdicts() -> None:
@@ -138,7 +217,7 @@ def test_an_experiment_without_claims_has_no_verdicts() -> None:
 def test_a_method_that_no_claim_names_is_held_against_np_merge(
     method: Combination, ours: str
 ) -> None:
-    values = {one: [50.0, 51.0] for one in (*TABLE, AS_TRAINED)} | {method: [10.0, 11.0]}
+    values = {one: [50.0, 51.0, 52.0] for one in (*TABLE, AS_TRAINED)} | {method: [10.0] * 3}
     *known, last = verdicts(records(values, **HERE))
     assert len(known) == len(CLAIMS["same_data"])
     assert last.claim.text == f"{ours} {method.label}"
@@ -146,7 +225,7 @@ def test_a_method_that_no_claim_names_is_held_against_np_merge(
 
 
 def test_splits_and_numbers_of_examples_are_places_of_their_own() -> None:
-    values = {m: [3.0, 4.0] if m.family == "np" else [1.0, 2.0] for m in TABLE}
+    values = {m: [3.0, 4.0, 5.0] if m.family == "np" else [1.0, 2.0, 3.0] for m in TABLE}
     found_verdicts = verdicts(
         [
             one
@@ -164,15 +243,16 @@ def test_splits_and_numbers_of_examples_are_places_of_their_own() -> None:
 def test_the_number_of_models_is_a_place_of_its_own() -> None:
     where = {"experiment": "many_models", "split": None}
     many = {
-        replace(method, many="tournament" if method.family == "np" else "all_to_one"): [value] * 2
+        replace(method, many="tournament" if method.family == "np" else "all_to_one"): [value] * 3
         for method, value in zip(TABLE, range(len(TABLE)), strict=True)
+        if not method.tuned
     }
     two, four = (records(many, models=count, **where) for count in (2, 4))
     assert {v.place for v in verdicts(two + four)} == {
         "resnet20x1, cifar100, 2 models",
         "resnet20x1, cifar100, 4 models",
     }
-    assert verdicts(two)[0].claim.text == "NP-P beats Permute and CCA, all to one"
+    assert verdicts(two)[0].claim.text == "NP-P beats Permute, all to one"
     assert verdicts(two)[0].status == "reproduced"
 
 

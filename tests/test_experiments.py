@@ -17,7 +17,7 @@ from tiny import PROFILE, tiny_profile
 
 from npmerge import experiments
 from npmerge.catalogue import SAMPLING, chosen_experiments, experiment_names, profile_names
-from npmerge.experiments import EXPERIMENTS, cells, load_profile, setting_of
+from npmerge.experiments import EXPERIMENTS, cells, load_profile, load_profiles, setting_of
 from npmerge.experiments.profile import Profile
 from npmerge.methods import Combination
 from npmerge.run.work import base_models
@@ -28,6 +28,7 @@ TABLE_I = {
     "identity-mean", "permute-mean", "weight_matching-mean", "cca-mean",
     "permute-finetune", "weight_matching-finetune", "permute-np_merge", "weight_matching-np_merge",
     "permute-finetune-tuned", "weight_matching-finetune-tuned",
+    "permute-np_merge-tuned", "weight_matching-np_merge-tuned",
 }  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -151,8 +152,8 @@ def test_every_cell_s_methods_have_a_label_in_tables() -> None:
 
 
 def test_a_changed_option_makes_only_its_own_cells_stale() -> None:
-    np_merge = {name for name in TABLE_I if "np_merge" in name}
-    tuned = {name for name in TABLE_I if "tuned" in name}
+    np_merge = {name for name in TABLE_I if name.endswith("np_merge")}
+    tuned = {name for name in TABLE_I if name.endswith("finetune-tuned")}
 
     def options(section: Sections) -> Any:
         return section["optimisation"]["options"]
@@ -238,6 +239,16 @@ def test_models_that_are_merged_by_the_dozen_begin_with_the_pair() -> None:
 @pytest.mark.parametrize("name", profile_names())
 def test_profiles_are_whole(name: str) -> None:
     assert cells("ALL", name, [0])
+
+
+def test_the_largest_profile_is_named_first_and_demonstrations_last() -> None:
+    names = profile_names()
+    assert names == ["paper", "short", "lite", "digits"]
+    assert [load_profile(name).place for name in names] == [1, 2, 3, 4]
+    demonstrations = [one.name for one in load_profiles(demonstration=True)]
+    published = [one.name for one in load_profiles(demonstration=False)]
+    assert demonstrations == ["digits"]
+    assert published + demonstrations == names
 
 
 def test_the_paper_profile_is_the_protocol() -> None:
@@ -346,7 +357,7 @@ def test_a_profile_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "huge"}, "unknown profile 'huge': choose one of digits, lite, paper"),
+        ({"profile": "huge"}, "unknown profile 'huge': choose one of paper, short, lite, digits"),
         ({"experiment": "magic"}, "unknown experiment 'magic': choose one of same_data, .* or ALL"),
         ({"seeds": [0, 1, 0]}, "seed 0 is given twice: give each seed once"),
         ({"seeds": []}, r"seeds are \[\]: give at least one"),

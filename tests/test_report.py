@@ -156,9 +156,40 @@ def test_few_settings_are_columns_of_the_verdicts_and_many_are_rows() -> None:
     assert tables.verdict_table(few).shape == (len(claims.CLAIMS["data_size"]), 2)
     several = tables.verdict_table(claims.verdicts(size_records(counts=(1, 5, 10, "all"))))
     assert next(iter(several.index)) == f"{HERE}, Dirichlet, all images"
-    status, evidence = pages.verdict_tables(size_records(counts=(1,)))
+    status, evidence = pages.verdict_tables(size_records(counts=(1,), seeds=(0, 1, 2)))
     assert "not reproduced" in status.to_numpy()
-    assert evidence.iloc[0, 0] == "NP-P \N{MINUS SIGN} Permute: +10.0"
+    assert evidence.iloc[0, 0] == "NP-P \N{MINUS SIGN} Permute: +10.0 ± 0.0 (3 seeds)"
+    status, evidence = pages.verdict_tables(size_records(counts=(1,), profile="digits"))
+    assert set(status.iloc[:, 0]) == {
+        "demonstration: ahead by 10.0", "demonstration: behind by 10.0", "not run",
+    }  # fmt: skip
+    assert evidence.iloc[0, 0] == "NP-P \N{MINUS SIGN} Permute: +10.0 ± 0.0 (2 seeds)"
+
+
+def test_a_tuned_row_has_the_name_and_colour_of_its_method_and_stands_behind_it() -> None:
+    """NP Merge's as well as fine-tuning's."""
+    kept = records({m: [50.0, 51.0] for m in TABLE})
+    rows = list(tables.beside_paper(kept).index)
+    assert rows[-8:] == [
+        f"{row}-{align}{tuned}"
+        for row in ("Finetune", "NP")
+        for tuned in ("", ", tuned (ours)")
+        for align in ("P", "WM")
+    ]
+    (panel,) = axes(plots.plot_methods(kept))
+    rows = [tick.get_text() for tick in panel.get_yticklabels()]
+    dots = [line for line in panel.lines if line.get_marker() == "o" and len(line.get_ydata())]
+    colours = {rows[int(line.get_ydata()[0])]: line.get_color() for line in dots}
+    small = MERGED | {replace(m, tuned=True): v + 5 for m, v in MERGED.items() if m.family == "np"}
+    sized = sizes.data_size_table(size_records(small))
+    first, _ = axes(sizes.plot_data_size(size_records(small)))
+    drawn = {line.get_label(): line for line in first.lines}
+    for way in ("np_merge", "finetune"):
+        label, plain = f"{METHODS[way].label}, tuned (ours)", METHODS[way].label
+        assert colours[Combination(way, "permute", tuned=True).label] == METHODS[way].color
+        assert (f"{HERE}, Dirichlet (ours)", label) in sized.columns
+        assert drawn[label].get_color() == drawn[plain].get_color() == METHODS[way].color
+        assert drawn[label].get_linestyle() != drawn[plain].get_linestyle()
 
 
 def test_a_choice_at_an_edge_of_its_grid_is_marked() -> None:
@@ -358,9 +389,9 @@ def test_the_winner_is_named_with_its_lead_and_its_seeds() -> None:
     found = sizes.data_size_winners(kept)
     assert list(found.index) == [(f"{HERE}, Dirichlet", "5 a class")]
     (row,) = found.to_dict("records")
-    assert row["after Permute"] == "NP-P, +19.5 to Finetune-P, tuned (ours) (1 of 2 seeds)"
+    assert row["after Permute"] == "NP-P, +19.5 ± 501.9 (2 seeds) over Finetune-P, tuned (ours)"
     assert row["after Weight Matching"] == (
-        "Finetune-WM, tuned (ours), +20.0 to NP-WM (2 of 2 seeds)"
+        "Finetune-WM, tuned (ours), +20.0 ± 0.0 (2 seeds) over NP-WM"
     )
 
 
@@ -436,11 +467,13 @@ def test_published_records_that_today_s_configuration_would_not_give_are_marked(
     found = pages.published("disjoint_splits", lambda _: "text", tables.beside_paper)
     assert found == {"lite": kept}
     texts = [one.data for one in said if not isinstance(one, pd.DataFrame)]
-    assert "no records yet" in texts[0]  # the paper's profile, the largest
-    assert "seed 0" in texts[1]
-    assert texts[2] == "text"
-    assert len(said) == 4 + old
-    assert (words.STALE in texts[1]) == old
+    *missing, title, made = texts[:4]
+    assert [text.split()[1] for text in missing] == ["`paper`**", "`short`**"]
+    assert all("no records yet" in text for text in missing)
+    assert "seed 0" in title
+    assert made == "text"
+    assert len(said) == 5 + old  # the demonstration's are not published
+    assert (words.STALE in title) == old
     if old:
-        assert "1 of 2 records (cifar100-resnet20x1-dirichlet/seed0)" in texts[3]
+        assert "1 of 2 records (cifar100-resnet20x1-dirichlet/seed0)" in texts[4]
     assert pages.stale(kept) == kept[1:] * old

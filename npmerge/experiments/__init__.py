@@ -8,7 +8,7 @@ from pathlib import Path
 
 from npmerge.catalogue import check_seeds, chosen_experiments
 from npmerge.experiments.listing import Experiment
-from npmerge.experiments.profile import Profile, Setting, load_profile
+from npmerge.experiments.profile import Profile, Setting, load_profile, load_profiles
 from npmerge.store.records import Cell
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Profile",
     "cells",
     "load_profile",
+    "load_profiles",
     "setting_of",
 ]
 

@@ -17,7 +17,7 @@ from pydantic import (
     field_validator,
 )
 
-from npmerge.catalogue import DATASETS, MODELS, check_profile
+from npmerge.catalogue import DATASETS, MODELS, check_profile, profile_names
 from npmerge.methods import METHODS, find
 from npmerge.registry import Entry
 
@@ -168,6 +168,8 @@ class Section(Model):
         return value and tuple(Methods(**dict(_Named(**one))) for one in value)
 
 
+_OWN = ("title", "place", "demonstration", "threads", "precision", "first")
+"""What a profile's file says beside the sections."""
 S = TypeVar("S", bound=Section)
 
 
@@ -177,6 +179,9 @@ class Profile(Model):
     Attributes:
         name: as its file is called.
         title: what a reader is told it is.
+        place: among the profiles, the largest first.
+        demonstration: whether it only shows the steps at work: every build of the book makes its records anew, none are
+            published, and no claim is judged by them.
         threads: CPU threads of a training and of a cell: fixed, so that numbers do not depend on the cores there are.
         precision: ``"auto"`` learns in bfloat16 where the device gains from it.
         first: shell patterns of the cells that are done before all others, in this order.
@@ -185,6 +190,8 @@ class Profile(Model):
 
     name: str
     title: str
+    place: int = 100
+    demonstration: bool = False
     threads: int = Field(gt=0)
     precision: Literal["auto", "float32"] = "auto"
     first: tuple[str, ...] = ()
@@ -226,13 +233,24 @@ def load_profile(name: str) -> Profile:
     import yaml  # only who reads a profile waits for it
 
     values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    own = {
-        key: values.pop(key) for key in ("title", "threads", "precision", "first") if key in values
-    }
+    own = {key: values.pop(key) for key in _OWN if key in values}
     try:
         return Profile(name=name, sections=values, **own)
     except ValidationError as error:
         raise ValueError(_first(name, error)) from error
+
+
+def load_profiles(*, demonstration: bool) -> list[Profile]:
+    """The profiles that are demonstrations, or those whose records are published; the largest first.
+
+    Args:
+        demonstration: which of the two.
+
+    Raises:
+        ValueError: a profile holds an unknown name or a wrong value.
+    """
+    every = map(load_profile, profile_names())
+    return [one for one in every if one.demonstration == demonstration]
 
 
 def _first(profile: str, error: ValidationError, *where: str) -> str:

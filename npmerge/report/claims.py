@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal
 
 import pandas as pd
 
+from npmerge import experiments
 from npmerge.methods import Combination
+from npmerge.report.margins import Margin, paired_margin
 from npmerge.report.numbers import by_method, in_order, is_merged
-from npmerge.report.words import place_labels, signed
+from npmerge.report.words import place_labels, seed_count
 from npmerge.store.records import Record, table
 
-Status = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
+SEEDS = 3
+"""Fewer give no verdict."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,13 @@ class Verdict:
     Attributes:
         claim: the claim.
         place: where it was checked, as a reader would say it.
-        status: ``"reproduced"`` if every comparison holds in every seed, ``"not reproduced"`` if one fails in every
-            seed, ``"inconclusive"`` if seeds disagree or there is only one, ``"not run"`` if a number is missing.
-        evidence: the comparison with the smallest margin, in percentage points.
+        status: see :func:`judge`.
+        evidence: the comparison that decides and its margin, in percentage points; empty if nothing was run.
     """
 
     claim: Claim
     place: str
-    status: Status
+    status: str
     evidence: str
 
 
@@ -81,10 +82,13 @@ BASE, ENSEMBLE = Combination("base_models"), Combination("ensemble")
 PERMUTE, WEIGHT_MATCHING, CCA = (
     Combination("mean", align) for align in ("permute", "weight_matching", "cca")
 )
-EARLIER = (Combination("mean", "identity"), PERMUTE, WEIGHT_MATCHING, CCA)
+AVERAGED = (Combination("mean", "identity"), PERMUTE, WEIGHT_MATCHING)
 NP_P, NP_WM = (Combination("np_merge", align) for align in ("permute", "weight_matching"))
 FINETUNE = tuple(Combination("finetune", align) for align in ("permute", "weight_matching"))
-TUNED = tuple(replace(method, tuned=True) for method in FINETUNE)
+NP_TUNED, FINETUNE_TUNED = (
+    tuple(replace(method, tuned=True) for method in methods)
+    for methods in ((NP_P, NP_WM), FINETUNE)
+)
 HALF_GAP = Midpoint(PERMUTE, ENSEMBLE, "half-way to the ensemble")
 
 
@@ -92,14 +96,27 @@ def _many(how: str, *methods: Combination) -> tuple[Combination, ...]:
     return tuple(replace(method, many=how) for method in methods)
 
 
-NP_P_MANY, NP_WM_MANY = _many("tournament", NP_P, NP_WM)
-ALL_TO_ONE = _many("all_to_one", PERMUTE, CCA)
+def _earlier(section: str) -> tuple[Claim, ...]:
+    """That NP Merge beats every earlier merging method; CCA Merge, which permutes nothing, in a line of its own."""
+    rivals = {"direct averaging, Permute and Weight Matching": AVERAGED, "CCA Merge": (CCA,)}
+    return tuple(
+        Claim(section, f"{ours.label} beats {text}", (ours,), theirs)
+        for text, theirs in rivals.items()
+        for ours in (NP_P, NP_WM)
+    )
 
-_TUNED = Claim("ours", "NP beats fine-tuning with a tuned learning rate", (NP_P, NP_WM), TUNED)
+
+NP_MANY = _many("tournament", NP_P, NP_WM)
+
+_TUNED = Claim(
+    "ours",
+    "tuned NP beats tuned fine-tuning, with equal steps, data and tuning",
+    NP_TUNED,
+    FINETUNE_TUNED,
+)
 _FINETUNED = "NP beats fine-tuning after the same alignment"
 _SPLITS = (
-    Claim("IV-C", "NP-P beats every earlier merging method", (NP_P,), EARLIER),
-    Claim("IV-C", "NP-WM beats every earlier merging method", (NP_WM,), EARLIER),
+    *_earlier("IV-C"),
     Claim("IV-C", "NP beats the base models", (NP_P, NP_WM), (BASE,)),
     Claim("IV-C", "NP beats the ensemble", (NP_P, NP_WM), (ENSEMBLE,)),
     Claim("IV-C", _FINETUNED, (NP_P, NP_WM), FINETUNE),
@@ -108,8 +125,7 @@ _SPLITS = (
 
 CLAIMS: dict[str, tuple[Claim, ...]] = {
     "same_data": (
-        Claim("IV-B", "NP-P beats every earlier merging method", (NP_P,), EARLIER),
-        Claim("IV-B", "NP-WM beats every earlier merging method", (NP_WM,), EARLIER),
+        *_earlier("IV-B"),
         Claim(
             "IV-B",
             "NP beats fine-tuning, both at the paper's learning rate",
@@ -137,24 +153,32 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         _TUNED,
     ),
     "many_models": (
-        Claim("IV-E", "NP-P beats Permute and CCA, all to one", (NP_P_MANY,), ALL_TO_ONE),
-        Claim("IV-E", "NP-WM beats Permute and CCA, all to one", (NP_WM_MANY,), ALL_TO_ONE),
+        *(
+            Claim(
+                "IV-E",
+                f"{one.label} beats {theirs.label}, all to one",
+                (ours,),
+                _many("all_to_one", theirs),
+            )
+            for theirs in (PERMUTE, CCA)
+            for one, ours in zip((NP_P, NP_WM), NP_MANY, strict=True)
+        ),
         Claim(
             "ours",
             "NP beats the same tournament with plain averaging",
-            (NP_P_MANY, NP_WM_MANY),
+            NP_MANY,
             _many("tournament", PERMUTE, WEIGHT_MATCHING),
         ),
         Claim(
             "ours",
             "NP-P beats a fine-tuning tournament of equal length",
-            (NP_P_MANY,),
+            NP_MANY[:1],
             _many("tournament", FINETUNE[0]),
         ),
         Claim(
             "ours",
             "NP beats MergeMany",
-            (NP_P_MANY, NP_WM_MANY),
+            NP_MANY,
             _many("merge_many", WEIGHT_MATCHING),
         ),
     ),
@@ -162,28 +186,49 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
 """Each experiment's claims by its name; one without has no verdicts."""
 
 
-def judge(claim: Claim, found: Mapping[Combination, pd.Series[float]]) -> tuple[Status, str]:
+def judge(
+    claim: Claim, found: Mapping[Combination, pd.Series[float]], *, demonstration: bool = False
+) -> tuple[str, str]:
     """Hold a claim against the scores of one setting.
+
+    A comparison holds if the 95% t-interval of its margin, paired over the seeds, lies above zero, and fails if it lies
+    below.
 
     Args:
         claim: the claim.
         found: the numbers of each method by seed, from :func:`npmerge.report.numbers.by_method`.
+        demonstration: whether the profile is one; it is never judged.
 
     Returns:
-        The status and the evidence; see :class:`Verdict`.
+        The status: ``"reproduced"`` if every comparison holds, ``"not reproduced"`` if one fails, else
+        ``"inconclusive"``; with fewer than :data:`SEEDS` seeds e.g. ``"1 seed: not judged"``; of a demonstration e.g.
+        ``"demonstration: ahead by 1.2"``; ``"not run"`` if a number is missing. And the evidence: the comparison with
+        the lowest interval, or with the smallest margin where none is judged.
     """
-    margins = {pair: _values(found, pair[0]) - _values(found, pair[1]) for pair in claim.pairs}
-    if any(margin.empty or margin.isna().any() for margin in margins.values()):
+    pairs = {pair: _values(found, pair[0]) - _values(found, pair[1]) for pair in claim.pairs}
+    if any(values.empty or values.isna().any() for values in pairs.values()):
         return "not run", ""
-    (better, worse), margin = min(margins.items(), key=lambda item: item[1].mean())
-    evidence = f"{better.label} \N{MINUS SIGN} {worse.label}: {signed(margin.mean())}"
-    if len(margin) < 2:
-        return "inconclusive", f"{evidence} (one seed)"
-    if all((m > 0).all() for m in margins.values()):
-        return "reproduced", evidence
-    if any((m <= 0).all() for m in margins.values()):
+    margins = {pair: paired_margin(values) for pair, values in pairs.items()}
+
+    def lowest(key: Callable[[Margin], float]) -> tuple[Margin, str]:
+        (better, worse), margin = min(margins.items(), key=lambda item: key(item[1]))
+        return margin, f"{better.label} \N{MINUS SIGN} {worse.label}: {margin.text}"
+
+    margin, evidence = lowest(lambda one: one.mean)
+    if demonstration:
+        return f"demonstration: {_ahead(margin.mean)}", evidence
+    if margin.seeds < SEEDS:
+        return f"{seed_count(margin.seeds)}: not judged", evidence
+    margin, evidence = lowest(lambda one: one.high)
+    if margin.high < 0:
         return "not reproduced", evidence
-    return "inconclusive", f"{evidence} (seeds disagree)"
+    margin, evidence = lowest(lambda one: one.low)
+    return "reproduced" if margin.low > 0 else "inconclusive", evidence
+
+
+def _ahead(points: float) -> str:
+    size = f"{abs(points):.1f}"
+    return "level" if size == "0.0" else f"{'ahead' if points > 0 else 'behind'} by {size}"
 
 
 def verdicts(records: Sequence[Record]) -> list[Verdict]:
@@ -192,25 +237,28 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
     A method that no claim of an experiment names is held against NP Merge too.
 
     Args:
-        records: of an experiment, or of several.
+        records: of an experiment, or of several, each at one profile.
     """
     found = []
     for name in dict.fromkeys(record.cell.experiment for record in records):
         claims = CLAIMS.get(name, ())
         if not claims:
             continue
-        wide = by_method(table([record for record in records if record.cell.experiment == name]))
+        mine = [record for record in records if record.cell.experiment == name]
+        demonstration = experiments.load_profile(mine[0].cell.profile).demonstration
+        wide = by_method(table(mine))
         labels = place_labels(wide)
         for claim in (*claims, *_beside(claims, in_order(chain(*wide.values())))):
             for place, here in wide.items():
-                found.append(Verdict(claim, labels[place], *judge(claim, here)))
+                status, evidence = judge(claim, here, demonstration=demonstration)
+                found.append(Verdict(claim, labels[place], status, evidence))
     return found
 
 
 def _beside(claims: Sequence[Claim], methods: Iterable[Combination]) -> Iterator[Claim]:
     """Claims about the merging methods that no claim names."""
     named = dict.fromkeys(side for claim in claims for pair in claim.pairs for side in pair)
-    ours = [m for m in named if isinstance(m, Combination) and m.family == "np"]
+    ours = [m for m in named if isinstance(m, Combination) and m.family == "np" and not m.tuned]
     for method in methods:
         if method not in named and is_merged(method):
             rivals = [m for m in ours if m.align == method.align] or ours

@@ -10,15 +10,11 @@ from typing import Any
 import pandas as pd
 
 from npmerge import experiments
-from npmerge.catalogue import profile_names
 from npmerge.parameters import PUBLISHED
 from npmerge.report.claims import verdicts
 from npmerge.report.tables import sources, verdict_table
 from npmerge.report.words import STALE, seeds_text, stale_sentence
 from npmerge.store.records import Cell, Record, Records
-
-QUICK = "digits"
-"""The profile that every build of the book runs anew."""
 
 
 def show(thing: object) -> None:
@@ -34,7 +30,7 @@ def show(thing: object) -> None:
 def published(
     experiment: str, *shown: Callable[[list[Record]], Any], folder: str = PUBLISHED
 ) -> dict[str, list[Record]]:
-    """Show what the records of larger scale say, profile by profile, from the largest downwards.
+    """Show what the records of larger scale say, profile by profile, the largest first.
 
     Args:
         experiment: its name.
@@ -45,15 +41,13 @@ def published(
         The records by the name of their profile; profiles without any are left out.
     """
     found = {}
-    for profile in reversed(profile_names()):
-        if profile == QUICK:
-            continue
-        records = Records(folder).read(profile, experiment)
-        title = f"**Profile `{profile}`** ({experiments.load_profile(profile).title})"
+    for profile in experiments.load_profiles(demonstration=False):
+        records = Records(folder).read(profile.name, experiment)
+        title = f"**Profile `{profile.name}`** ({profile.title})"
         if not records:
             show(f"{title}: there are no records yet.")
             continue
-        found[profile] = records
+        found[profile.name] = records
         old = stale(records)
         seeds = seeds_text(record.cell.seed for record in records)
         show(f"{title}, {seeds}{f' {STALE}' * bool(old)}:")
@@ -90,7 +84,7 @@ def everything(folder: str, profile: str) -> list[Record]:
 
 
 def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame]:
-    """The verdicts on the claims, and the tightest comparison of each.
+    """The verdicts on the claims, and the comparison that decides each.
 
     Args:
         records: of one experiment at one profile.

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from npmerge.experiments import EXPERIMENTS
 from npmerge.methods import METHODS, Combination
+from npmerge.report.margins import paired_margin
 from npmerge.report.numbers import (
     Size,
     by_method,
@@ -24,7 +25,7 @@ from npmerge.report.numbers import (
 )
 from npmerge.report.plots import REFERENCES, legend_below
 from npmerge.report.tables import in_paper, mean_std
-from npmerge.report.words import NOTHING, aggregation_label, place_labels, signed, size_label
+from npmerge.report.words import NOTHING, aggregation_label, place_labels, size_label
 from npmerge.store.records import Record, table
 
 
@@ -74,7 +75,7 @@ def data_size_winners(records: Sequence[Record]) -> pd.DataFrame:
 
     Returns:
         A row for each setting and number of images, a column an alignment: the method with the highest mean, its lead
-        over the best method of another family in percentage points, and the number of seeds in which it is ahead.
+        over the best method of another family in percentage points, with its 95% interval.
     """
     found = by_method(table(records))
     names = place_labels(replace(place, examples=None) for place in found)
@@ -91,11 +92,8 @@ def data_size_winners(records: Sequence[Record]) -> pd.DataFrame:
             first = ranked[0]
             text = first.label
             for rival in [method for method in ranked if method.family != first.family][:1]:
-                lead = here[first] - here[rival]
-                text += (
-                    f", {signed(lead.mean())} to {rival.label} "
-                    f"({(lead > 0).sum()} of {len(lead)} seeds)"
-                )
+                lead = paired_margin((here[first] - here[rival]).dropna())
+                text += f", {lead.text} over {rival.label}"
             row[f"after {METHODS[align].label}"] = text
     index = pd.MultiIndex.from_tuples(rows, names=["setting", "images"])
     return pd.DataFrame(list(rows.values()), index=index)

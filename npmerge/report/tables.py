@@ -86,7 +86,7 @@ def verdict_table(
 
     Args:
         verdicts: from :func:`npmerge.report.claims.verdicts`.
-        column: what to show of each: its status, or the comparison with the smallest margin, in percentage points of
+        column: what to show of each: its status, or the comparison that decides and its margin, in percentage points of
             top-1 accuracy.
     """
     rows: dict[str, dict[str, str]] = {}

@@ -135,6 +135,15 @@ def seeds_text(seeds: Iterable[int]) -> str:
     return f"seed{'s' * (len(known) > 1)} {', '.join(map(str, known))}"
 
 
+def seed_count(count: int) -> str:
+    """How many seeds there are, e.g. ``"3 seeds"``.
+
+    Args:
+        count: the number.
+    """
+    return f"{count} seed{'s' * (count != 1)}"
+
+
 def stale_sentence(names: Sequence[str], count: int) -> str:
     """Says which records were made under another configuration than today's.
 
