@@ -42,6 +42,8 @@ def published(
     """
     found = {}
     for profile in experiments.load_profiles(demonstration=False):
+        if experiments.EXPERIMENTS[experiment].parameters(profile) is None:
+            continue
         records = Records(folder).read(profile.name, experiment)
         title = f"**Profile `{profile.name}`** ({profile.title})"
         if not records:
