@@ -39,7 +39,7 @@ def test_run_prints_its_record_files_and_claims_hold_them_against_the_paper(
     assert main(claims) == 0
     printed = capsys.readouterr().out
     assert "NP beats fine-tuning" in printed
-    assert "inconclusive" in printed  # there is one seed
+    assert "1 seed: not judged" in printed
     assert "data_size: no records" in lines(printed)
     assert main([*claims, "same_data"]) == 0
     assert "data_size" not in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_records_are_printed_with_their_columns_seed_device_and_revision(
     ("words", "message"),
     [
         (["run", "magic"], "unknown experiment 'magic': choose one of same_data"),
-        (["run", "same_data", "--profile", "huge"], "unknown profile 'huge': choose one of digits"),
+        (["run", "same_data", "--profile", "huge"], "unknown profile 'huge': choose one of paper"),
         (["run", "ALL", "magic"], "unknown experiment 'magic'"),
         (["run", "ALL", "--cells", "x*"], "no cell matches 'x*': there are same_data/digits"),
         (["run", "ALL", "--time-budget", "0"], "time_budget is 0: give more than 0"),
@@ -89,7 +89,7 @@ def test_records_are_printed_with_their_columns_seed_device_and_revision(
         (["data", "mnist"], "unknown data set 'mnist': choose one of digits"),
         (["claims", "--results", "empty"], "no records of same_data, disjoint_splits"),
         (["claims", "same_data", "--results", "empty"], "no records of same_data at 'digits'"),
-        (["book", "--profile", "huge"], "unknown profile 'huge': choose one of digits"),
+        (["book", "--profile", "huge"], "unknown profile 'huge': choose one of paper"),
         (["book", "--seeds", "1", "1"], "seed 1 is given twice"),
         (["book", "--root", "nowhere"], "nowhere is not the project's folder"),
     ],
