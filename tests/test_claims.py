@@ -81,6 +81,7 @@ def test_every_claim_is_of_an_experiment_and_compares_registered_methods() -> No
         ([3.0, 2.0, 2.5], "reproduced"),
         ([0.0, 0.5, 0.2], "not reproduced"),
         ([0.0, 2.0, 1.5], "inconclusive"),
+        ([0.0, 2.0, 0.5], "inconclusive"),
         ([9.0, 1.1, 1.2], "inconclusive"),  # ahead in every seed, by less than it is sure of
         ([1.0, 1.0, 1.0], "inconclusive"),
         ([3.0, 2.9], "2 seeds: not judged"),
