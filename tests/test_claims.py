@@ -86,7 +86,8 @@ def test_every_claim_is_of_an_experiment_and_compares_registered_methods() -> No
         ([1.0, 1.0, 1.0], "inconclusive"),
         ([3.0, 2.9], "2 seeds: not judged"),
         ([3.0], "1 seed: not judged"),
-        ([3.0, 2.0, float("nan")], "not run"),
+        ([3.0, 2.0, float("nan")], "2 seeds: not judged"),
+        ([float("nan")], "not run"),
     ],
 )
 def test_a_claim_is_judged_by_three_seeds_whose_interval_leaves_out_zero(

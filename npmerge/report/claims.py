@@ -202,13 +202,15 @@ def judge(
     Returns:
         The status: ``"reproduced"`` if every comparison holds, ``"not reproduced"`` if one fails, else
         ``"inconclusive"``; with fewer than :data:`SEEDS` seeds e.g. ``"1 seed: not judged"``; of a demonstration e.g.
-        ``"demonstration: ahead by 1.2"``; ``"not run"`` if a number is missing. And the evidence: the comparison with
+        ``"demonstration: ahead by 1.2"``; ``"not run"`` if no seed has all the numbers: one that lacks some does not
+        count. And the evidence: the comparison with
         the lowest interval, or with the smallest margin where none is judged.
     """
     pairs = {pair: _values(found, pair[0]) - _values(found, pair[1]) for pair in claim.pairs}
-    if any(values.empty or values.isna().any() for values in pairs.values()):
+    whole = pd.DataFrame(dict(enumerate(pairs.values()))).dropna()
+    if whole.empty:
         return "not run", ""
-    margins = {pair: paired_margin(values) for pair, values in pairs.items()}
+    margins = {pair: paired_margin(whole[place]) for place, pair in enumerate(pairs)}
 
     def lowest(key: Callable[[Margin], float]) -> tuple[Margin, str]:
         (better, worse), margin = min(margins.items(), key=lambda item: key(item[1]))
