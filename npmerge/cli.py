@@ -1,4 +1,4 @@
-"""The command line: ``npmerge run | status | records | methods | merge | book | claims | data``.
+"""The command line: ``npmerge run | status | models | records | methods | merge | book | claims | data``.
 
 Nothing here imports PyTorch before a command's work begins, so that names, help and wrong arguments answer at once.
 """
@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from npmerge.methods import KINDS, of_kind
 
 if TYPE_CHECKING:
     from npmerge.run.engine import Progress
+    from npmerge.store.records import Cell
 
 PROGRAM = "npmerge"
 DEVICES = re.compile(r"auto|[a-z]+(:\d+)?")
@@ -44,12 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0, or 1 with one line on stderr that says what to do, or 130 after an interrupt.
+        The exit status: 0, or 1 with one line on stderr that says what to do, or 130 after an interrupt from the
+        keyboard or by ``SIGTERM``.
     """
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s"
     )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options.command(options)
         sys.stdout.flush()
@@ -63,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: stopped; {options.stopped}\n")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -73,6 +79,7 @@ def _expected(error: Exception) -> bool:
 
 def _run(options: argparse.Namespace) -> None:
     _check_cells(options)
+    _check_device(options.device)
     if options.time_budget is not None and not options.time_budget > 0:
         raise ValueError(f"time_budget is {options.time_budget:g}: give more than 0")
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -103,19 +110,19 @@ def _selection(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "results": options.results,
         "zoo": options.zoo,
+        "models": options.models,
     }
 
 
-def _check_cells(options: argparse.Namespace) -> None:
-    """Find out what is wrong with the arguments before anything slow is imported."""
+def _check_cells(options: argparse.Namespace) -> list[Cell]:
+    """The cells that are asked for; what is wrong with the arguments is said before anything slow is imported."""
     chosen_experiments(options.experiment or ALL)
     check_profile(options.profile)
     check_seeds(options.seeds)
-    _check_device(options.device)
     from npmerge.experiments import cells
     from npmerge.experiments.listing import matching
 
-    matching(cells(options.experiment or ALL, options.profile, options.seeds), options.cells)
+    return matching(cells(options.experiment or ALL, options.profile, options.seeds), options.cells)
 
 
 def _check_device(device: str) -> None:
@@ -125,6 +132,7 @@ def _check_device(device: str) -> None:
 
 def _status(options: argparse.Namespace) -> None:
     _check_cells(options)
+    _check_device(options.device)
     from npmerge.run.engine import status_of
     from npmerge.store.records import STATES
 
@@ -133,12 +141,36 @@ def _status(options: argparse.Namespace) -> None:
     rows += [
         [one.experiment, *(str(one.cells[state]) for state in STATES), _left(one)] for one in found
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells_ = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
-        sys.stdout.write("  ".join([first.ljust(widths[0]), *cells_]) + "\n")
+    _write_table(rows, str.rjust)
     for name, reason in (pair for one in found for pair in one.failed.items()):
         sys.stdout.write(f"failed: {name}: {reason}\n")
+
+
+def _write_table(rows: Sequence[Sequence[str]], adjust: Callable[[str, int], str]) -> None:
+    """Write rows in columns, the first one to the left, the others as ``adjust`` says."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        rest = (adjust(text, width) for text, width in zip(others, widths[1:], strict=True))
+        sys.stdout.write("  ".join([first.ljust(widths[0]), *rest]).rstrip() + "\n")
+
+
+def _models(options: argparse.Namespace) -> None:
+    chosen = _check_cells(options)
+    from npmerge.report.words import duration
+    from npmerge.run.publishing import bases_of, copies_of, megabytes, publish
+
+    bases = bases_of(chosen)
+    if options.publish:
+        for path in publish(bases, options.zoo, options.models):
+            sys.stdout.write(f"{path}\n")
+        return
+    rows = [["file", "size", "trained for", "on"]]
+    for folder in (options.models, options.zoo):
+        rows += [
+            [str(path), megabytes(path.stat().st_size), duration(about["seconds"]), about["device"]]
+            for path, about in copies_of(bases, folder).items()
+        ]
+    _write_table(rows, str.ljust)
 
 
 def _left(one: Progress) -> str:
@@ -188,10 +220,7 @@ def _methods(options: argparse.Namespace) -> None:
         ]
         for one in every
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+    _write_table(rows, str.ljust)
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -265,6 +294,7 @@ def _book(options: argparse.Namespace) -> None:
             "recompute": options.recompute,
             "results": str(Path(options.results).resolve()),
             "zoo": str(Path(options.zoo).resolve()),
+            "models": str(Path(options.models).resolve()),
         }
     )
     from npmerge.book import make_book
@@ -363,6 +393,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_cells(status)
     _add_places(status)
     status.set_defaults(command=_status)
+
+    models = commands.add_parser("models", help="list the trained base models, or publish them")
+    models.add_argument(
+        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{experiments} (default: ALL)"
+    )
+    models.add_argument(
+        "--publish", action="store_true",
+        help="copy those that these cells need from the zoo to the published ones",
+    )  # fmt: skip
+    _add_cells(models)
+    _add_which(models)
+    _add_stores(models)
+    models.add_argument("--quiet", action="store_true", help=argparse.SUPPRESS)
+    models.set_defaults(command=_models)
 
     records = commands.add_parser("records", help="print every number with where it comes from")
     records.add_argument("--profile", help=f"{', '.join(profile_names())} (default: all)")
@@ -469,20 +513,32 @@ def _add_recompute(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
+    _add_which(parser)
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
+    _add_stores(parser)
+    _add_results(parser)
+
+
+def _add_which(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", default="digits", help=f"{', '.join(profile_names())} (default: digits)"
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2"
     )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ... (default: a GPU if there is one)"
-    )
+
+
+def _add_stores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--zoo", default=os.environ.get("NPMERGE_ZOO", "zoo"), metavar="DIR",
         help="folder of the base models",
     )  # fmt: skip
-    _add_results(parser)
+    parser.add_argument(
+        "--models", default=os.environ.get("NPMERGE_MODELS", "models"), metavar="DIR",
+        help="folder of published base models, which are taken first",
+    )  # fmt: skip
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:

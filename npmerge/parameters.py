@@ -27,6 +27,8 @@ class Parameters(BaseModel):
         recompute: make every record again.
         results: folder of the records that are made; by default that named by ``NPMERGE_RESULTS``, else the project's.
         zoo: folder of the base models; by default that named by ``NPMERGE_ZOO``, else the project's.
+        models: folder of the published ones; by default that named by ``NPMERGE_MODELS``, else the project's.
+        live: repeat a published merge at true size; only for the chapter that shows it, so no part of a dump.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -37,6 +39,8 @@ class Parameters(BaseModel):
     recompute: bool = False
     results: str = Field(default_factory=lambda: os.environ.get("NPMERGE_RESULTS", PUBLISHED))
     zoo: str = Field(default_factory=lambda: os.environ.get("NPMERGE_ZOO", "../zoo"))
+    models: str = Field(default_factory=lambda: os.environ.get("NPMERGE_MODELS", "../models"))
+    live: bool = Field(default=False, exclude=True)
 
     @field_validator("profile")
     @classmethod

@@ -56,6 +56,7 @@ def run_experiments(
     device: str = "auto",
     results: Path | str = "results",
     zoo: Path | str = "zoo",
+    models: Path | str = "models",
     recompute: bool = False,
     deterministic: bool = False,
     workers: int | None = None,
@@ -77,6 +78,7 @@ def run_experiments(
         device: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` takes a GPU if there is one.
         results: folder of the record files.
         zoo: folder of the base models and of what cells share.
+        models: folder of published base models, which are looked for first and only read; it need not exist.
         recompute: make every record again; base models are kept.
         deterministic: use deterministic kernels; see :func:`npmerge.device.kernels`.
         workers: processes that do cells side by side; by default as many as the cores allow with the profile's threads
@@ -115,7 +117,8 @@ def run_experiments(
     for place in (records.folder, Path(zoo)):
         probe(place / "probe")
     missing = [cell for cell in todo if recompute or not records.finished(cell)]
-    left = {cell.label for cell in begin(missing, records, Zoo(zoo), again=recompute).finish()}
+    places = Zoo(zoo, published=[models])
+    left = {cell.label for cell in begin(missing, records, places, again=recompute).finish()}
     if left:
         text = "%d of %d cells are left: they do not fit into the time budget; the same command goes on from there%s"
         log.warning(text, len(left), len(missing), ", without recompute" * recompute)
@@ -148,6 +151,7 @@ def status_of(
     device: str = "auto",
     results: Path | str = "results",
     zoo: Path | str = "zoo",
+    models: Path | str = "models",
 ) -> list[Progress]:
     """How far experiments are, and how long the rest will take on a device.
 
@@ -159,12 +163,14 @@ def status_of(
         device: where the rest is to run.
         results: folder of the record files.
         zoo: folder of the base models.
+        models: folder of published ones.
 
     Raises:
         ValueError: as :func:`run_experiments`.
     """
     todo = matching(cells(experiment, profile, seeds), pattern)
-    where, records, models = pick_device(device), Records(results), Zoo(zoo)
+    where, records = pick_device(device), Records(results)
+    places = Zoo(zoo, published=[models])
     durations = _durations(records, profile, where)
     found = []
     for name in dict.fromkeys(cell.experiment for cell in todo):
@@ -173,7 +179,7 @@ def status_of(
         notes = {c.label: records.failure(c) for c in mine if states[c.label] == "failed"}
         failed = {label: note.reason for label, note in notes.items() if note is not None}
         rest = [cell for cell in mine if states[cell.label] != "done"]
-        seconds = _schedule(rest, models, where, durations).expected()
+        seconds = _schedule(rest, places, where, durations).expected()
         if seconds is not None:
             seconds /= _workers(None, len(rest), where, load_profile(profile).threads)
         found.append(Progress(name, Counter(states.values()), failed, seconds))

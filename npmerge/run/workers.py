@@ -94,8 +94,12 @@ class _Process:
 
 
 def _watch(owner: Connection) -> None:
-    """End this process when the other end of a pipe is closed, and leave interrupts from the keyboard to the owner."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End this process when the other end of a pipe is closed, and leave it to the owner to be stopped.
+
+    A signal that goes to the whole group of processes, as that of Ctrl-C does, must not look like a cell that failed.
+    """
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
 
     def leave() -> None:
         owner.poll(None)

@@ -237,14 +237,18 @@ class Zoo:
             }
         raise FileNotFoundError(f"{self.path(base, device=device)} is missing: train it first")
 
+    def copies(self, base: BaseModel) -> dict[Path, dict[str, Any]]:
+        """The whole files of a model in the zoo's own folder, whatever kernels made them, and what they say.
+
+        Args:
+            base: what it is a function of.
+        """
+        return {path: about for path, _, about in _whole(base, _files(self.folder, base))}
+
     def _places(self, base: BaseModel, device: torch.device | str) -> list[Path]:
         """Where it may be: the published files, those of this device's kernels first, and its own place."""
         own = self.path(base, device=device)
-        published = (
-            path
-            for folder in self.published
-            for path in sorted(folder.glob(f"{base.name}-*.safetensors"))
-        )
+        published = [path for folder in self.published for path in _files(folder, base)]
         return [*sorted(published, key=lambda path: path.name != own.name), own]
 
     def _found(
@@ -268,6 +272,10 @@ class Zoo:
         if partly.exists():
             partly.unlink(missing_ok=True)
         return own, state
+
+
+def _files(folder: Path, base: BaseModel) -> list[Path]:
+    return sorted(folder.glob(f"{base.name}-*.safetensors"))
 
 
 def _whole(base: BaseModel, paths: Iterable[Path]) -> Iterator[tuple[Path, State, dict[str, Any]]]:
