@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -18,7 +19,8 @@ from npmerge.catalogue import profile_names
 from npmerge.cli import main
 from npmerge.data import DataError
 from npmerge.experiments import cells
-from npmerge.report.live import MERGES, repeat_merge
+from npmerge.parameters import from_notebook
+from npmerge.report.repeat import MERGES, repeat_merge
 from npmerge.run import engine, publishing
 from npmerge.run.engine import run_experiments, status_of
 from npmerge.run.publishing import (
@@ -325,7 +327,19 @@ def test_nothing_is_missed_where_no_folder_of_models_is(made: Folders, tmp_path:
     assert main(["models", "--profile", "tiny", "--models", str(tmp_path / "none")]) == 0
 
 
-# Live
+# Repeating a merge
+
+
+def test_a_notebook_s_parameters_name_the_published_models_and_only_a_chapter_repeats_a_merge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NPMERGE_MODELS", raising=False)
+    assert from_notebook({"models": None}).models == "../models"
+    monkeypatch.setenv("NPMERGE_MODELS", "elsewhere")
+    found = from_notebook({"live": True, "models": None})
+    assert (found.models, found.live) == ("elsewhere", True)
+    known = inspect.signature(run_experiments).parameters
+    assert found.model_dump().keys() <= known.keys()  # as chapters hand them over
 
 
 def test_a_merge_is_repeated_from_published_models_beside_its_record(
@@ -368,7 +382,7 @@ def test_a_merge_is_not_repeated_without_a_published_pair_or_without_the_images(
         FileNotFoundError, match=r"no pair .* `npmerge models same_data --profile tiny --publish`"
     ):
         repeat_merge(published.models, profile="tiny", device="cpu")
-    monkeypatch.setattr("npmerge.report.live.Zoo.copies", lambda *_: {Path("x"): {}})
+    monkeypatch.setattr("npmerge.report.repeat.Zoo.copies", lambda *_: {Path("x"): {}})
     monkeypatch.setenv("NPMERGE_DATA", str(tmp_path / "none"))
     with pytest.raises(DataError, match="cifar100 is not in"):
         repeat_merge(published.models, device="cpu")
