@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-Role = Literal["out", "in", "variance", "tied"]
+Role = Literal["out", "in", "scale", "variance", "tied"]
 
 
 class UnsupportedError(Exception):

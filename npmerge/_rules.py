@@ -131,8 +131,9 @@ def _batch_norm(
     **_kwargs: Any,
 ) -> Layout:
     layout = _layout(x)
-    for tensor in (weight, bias, running_mean):
+    for tensor in (bias, running_mean):
         channels.use(tensor, 0, layout, "out")
+    channels.use(weight, 0, layout, "scale")
     channels.use(running_var, 0, layout, "variance")
     return layout
 
@@ -165,7 +166,7 @@ def _layer_norm(
     layout = _layout(x)
     axis = len(normalized_shape) - len(x.shape) + 1
     if axis >= 0:  # otherwise only positions are normalised, alike for all channels
-        channels.use(weight, axis, layout, "out")
+        channels.use(weight, axis, layout, "scale")
         channels.use(bias, axis, layout, "out")
     return layout
 

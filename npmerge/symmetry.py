@@ -47,9 +47,10 @@ class Slot:
     Attributes:
         name: State-dict key of a parameter or buffer, e.g. ``layer1.0.conv1.weight``.
         axis: The axis that enumerates the group's channels.
-        role: ``"out"``: as produced; ``"in"``: as consumed; ``"variance"``: a produced channel's
-            variance (batch norm's running variance); ``"tied"``: consumed and produced by one index
-            (depthwise convolution).
+        role: ``"out"``: as produced; ``"in"``: as consumed; ``"scale"``: a normalised channel's
+            scale (batch norm's weight); ``"variance"``: a produced channel's variance (batch norm's
+            running variance); ``"tied"``: consumed and produced by one index (depthwise
+            convolution).
         length: Full length of the axis.
         offset: First index on the axis that belongs to the group (concatenation).
         block: Consecutive indices per channel (positions of a flattened map, a depthwise

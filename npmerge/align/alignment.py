@@ -75,9 +75,12 @@ class Alignment:
         """Map a model's channels.
 
         Permutations reorder every parameter and buffer of a group and keep the model's function. A matrix T maps what
-        a layer produces (weights, bias, batch-norm scale, shift and running mean) and T^-1 what the next one consumes.
-        A running variance v becomes ``(T * T) @ v``, the variance of ``T x`` for uncorrelated channels: exact for a
-        permutation, never negative, and all that can be said without data. Reset the batch norm afterwards.
+        a layer produces (weights, bias, batch-norm shift and running mean) and T^-1 what the next one consumes. A
+        running variance v becomes ``(T * T) @ v``, the variance of ``T x`` for uncorrelated channels: never negative,
+        and all that can be said without data. A normalisation's scale s is the standard deviation of what it produces,
+        and becomes ``sqrt((T * T) @ (s * s))``, with the sign of ``|T| @ s``. The signs of T are in the weights: in
+        ``T @ s`` they would count twice. Both are exact where T permutes, scales and flips channels; elsewhere reset
+        the batch norm afterwards.
 
         Args:
             model: A model of the architecture the groups were found on. It is not changed.
@@ -117,7 +120,7 @@ class Alignment:
         return changed
 
     def inverse(self) -> Alignment:
-        """Return the alignment that undoes this one."""
+        """Return the alignment that undoes this one; of matrices, but for a normalisation's scale and variance."""
         return Alignment(self.groups, self.inverses, self.maps)
 
     def compose(self, other: Alignment) -> Alignment:
@@ -289,11 +292,17 @@ def _map_slot(tensor: Tensor, slot: Slot, mapping: Tensor, inverse: Tensor) -> T
             f"{slot.name!r} is consumed and produced channel by channel (a depthwise convolution or a gate), which no "
             "matrix can be applied to: use a permutation alignment"
         )
-    matrix = {"out": mapping, "in": inverse.T, "variance": mapping.square()}[slot.role]
-    matrix = matrix.to(tensor.device, torch.float64)
+    matrix = (inverse.T if slot.role == "in" else mapping).to(tensor.device, torch.float64)
+    part = channels(tensor, slot, len(matrix)).double()
+    if slot.role == "variance":
+        part = torch.tensordot(matrix.square(), part, dims=1)
+    elif slot.role == "scale":
+        deviation = torch.tensordot(matrix.square(), part.square(), dims=1).sqrt()
+        part = deviation * torch.tensordot(matrix.abs(), part, dims=1).sign()
+    else:
+        part = torch.tensordot(matrix, part, dims=1)
     result = tensor.clone()
-    part = channels(tensor, slot, len(matrix))
-    channels(result, slot, len(matrix)).copy_(torch.tensordot(matrix, part.double(), dims=1))
+    channels(result, slot, len(matrix)).copy_(part)
     return result
 
 

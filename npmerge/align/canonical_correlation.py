@@ -32,7 +32,9 @@ def cca(
     With the centred covariances of the activations (each channel's mean over all samples and positions subtracted),
     :math:`U \Sigma V^\top = \mathrm{svd}(S_{xx}^{-1/2} S_{xy} S_{yy}^{-1/2})` and
     :math:`T = S_{xx}^{1/2} U V^\top S_{yy}^{-1/2}`; gamma I is added to :math:`S_{xx}` and :math:`S_{yy}` first.
-    Through a ReLU or a batch norm T does not keep B's function.
+    A linear map between two networks without non-linearities is found exactly as gamma goes to 0; as it grows, T
+    becomes the rotation that fits best. Through a ReLU or a batch norm T does not keep B's function; a batch norm's
+    scale is mapped as a standard deviation (:meth:`Alignment.apply`), where the authors' code multiplies it by T.
 
     Args:
         a: Model A; its device is used.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from npmerge.align import Alignment, Covariances
+from npmerge.catalogue import GROUPS
 from npmerge.store.checkpoints import State, kept
 from npmerge.store.files import config_hash
 
@@ -56,7 +57,7 @@ class Artifacts:
         def unpack(state: State, words: Mapping[str, Any]) -> tuple[Alignment, dict[str, Any]]:
             return Alignment.unpack(state, words), words["chosen"]
 
-        (alignment, chosen), seconds = self._kept("alignment", made_of, pack, unpack)
+        (alignment, chosen), seconds = self._kept("alignment", _grouped(made_of), pack, unpack)
         return alignment, chosen, seconds
 
     def statistics(
@@ -74,7 +75,9 @@ class Artifacts:
         Raises:
             ArithmeticError, OSError: as :meth:`alignment`.
         """
-        return self._kept("statistics", made_of, lambda: make().pack(), Covariances.unpack)[0]
+        return self._kept(
+            "statistics", _grouped(made_of), lambda: make().pack(), Covariances.unpack
+        )[0]
 
     def model(
         self, made_of: Mapping[str, Any], like: nn.Module, make: Callable[[], nn.Module]
@@ -121,3 +124,7 @@ class Artifacts:
         seconds = float(words["seconds"])
         self._spared = spared + seconds - (time.perf_counter() - begin)
         return unpack(state, words), seconds
+
+
+def _grouped(made_of: Mapping[str, Any]) -> dict[str, Any]:
+    return {**made_of, "groups": GROUPS}
