@@ -65,8 +65,8 @@ def changed(name: str, change: Callable[[Sections], object]) -> tuple[set[str], 
 
 def test_the_experiments_are_the_paper_s_in_its_order() -> None:
     paper = ["same_data", "disjoint_splits", "imagenet", "data_size", "many_models", "cost"]
-    assert list(EXPERIMENTS) == paper
-    assert chosen_experiments("ALL") == chosen_experiments(["ALL", "cost"]) == paper
+    assert list(EXPERIMENTS) == [*paper, "comparison"]  # the last is ours
+    assert chosen_experiments("ALL") == chosen_experiments(["ALL", "cost"]) == list(EXPERIMENTS)
     assert chosen_experiments(["cost", "same_data", "cost"]) == ["cost", "same_data"]
 
 
@@ -243,8 +243,8 @@ def test_profiles_are_whole(name: str) -> None:
 
 def test_the_largest_profile_is_named_first_and_demonstrations_last() -> None:
     names = profile_names()
-    assert names == ["paper", "short", "lite", "digits"]
-    assert [load_profile(name).place for name in names] == [1, 2, 3, 4]
+    assert names == ["paper", "short", "lite", "grid", "digits"]
+    assert [load_profile(name).place for name in names] == [1, 2, 3, 4, 5]
     demonstrations = [one.name for one in load_profiles(demonstration=True)]
     published = [one.name for one in load_profiles(demonstration=False)]
     assert demonstrations == ["digits"]
@@ -357,7 +357,7 @@ def test_a_profile_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "huge"}, "unknown profile 'huge': choose one of paper, short, lite, digits"),
+        ({"profile": "huge"}, "unknown profile 'huge': choose one of paper, short, lite, grid, digits"),
         ({"experiment": "magic"}, "unknown experiment 'magic': choose one of same_data, .* or ALL"),
         ({"seeds": [0, 1, 0]}, "seed 0 is given twice: give each seed once"),
         ({"seeds": []}, r"seeds are \[\]: give at least one"),

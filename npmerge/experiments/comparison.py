@@ -28,13 +28,11 @@ class Comparison(Section):
         images: by the number of optimisation images a class, the epochs that make as many steps as the reference's.
         epochs: other numbers of epochs, on all images.
         lr: other learning rates.
-        seeds: take at most so many of the seeds given.
     """
 
     images: dict[_Count, _Count] = Field(default_factory=dict)
     epochs: tuple[_Count, ...] = ()
     lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    seeds: int | None = Field(None, gt=0)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def list_cells(profile: Profile, section: Comparison, seeds: Sequence[int]) -> l
     return [
         cell
         for setting, row, given in points
-        for seed in seeds[: section.seeds]
+        for seed in seeds
         for cell in setting_cells(
             profile, "comparison", given, setting, seed, methods=METHODS, examples=row.examples,
             prefix=row.name, references=() if row.name else REFERENCES,
