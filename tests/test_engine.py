@@ -666,7 +666,10 @@ def test_status_counts_cells_and_says_what_the_rest_takes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "huge"}, "unknown profile 'huge': choose one of paper, short, lite, grid, digits"),
+        (
+            {"profile": "huge"},
+            "unknown profile 'huge': choose one of paper, short, lite, grid, digits",
+        ),
         ({"experiment": "magic"}, "unknown experiment 'magic': choose one of same_data"),
         ({"seeds": [0, 1, 0]}, "seed 0 is given twice: give each seed once"),
         ({"seeds": []}, r"seeds are \[\]: give at least one"),

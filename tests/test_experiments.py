@@ -357,7 +357,10 @@ def test_a_profile_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile": "huge"}, "unknown profile 'huge': choose one of paper, short, lite, grid, digits"),
+        (
+            {"profile": "huge"},
+            "unknown profile 'huge': choose one of paper, short, lite, grid, digits",
+        ),
         ({"experiment": "magic"}, "unknown experiment 'magic': choose one of same_data, .* or ALL"),
         ({"seeds": [0, 1, 0]}, "seed 0 is given twice: give each seed once"),
         ({"seeds": []}, r"seeds are \[\]: give at least one"),
