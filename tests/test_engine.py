@@ -37,7 +37,6 @@ from npmerge.store.zoo import Zoo
 
 FEW = "*/permute-*"
 """Four cells: a mean, NP Merge, fine-tuning and fine-tuning with a choice."""
-CPU = torch.device("cpu")
 RUN = """
 import json, logging, sys
 sys.path.insert(0, sys.argv[1])
@@ -236,7 +235,7 @@ def test_a_base_model_has_the_same_bits_from_a_notebook_on_all_threads_as_from_a
     cell, before = cell_of("base_models"), torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        for base in base_models(cell, CPU):
+        for base in base_models(cell):
             zoo = Zoo(tmp_path)
             model = zoo.load(base, load_images(cell.config["setting"]))
             assert_same_state(model.state_dict(), load_file(undisturbed.zoo / zoo.path(base).name))
