@@ -134,7 +134,7 @@ def grid_points(records: Sequence[Record]) -> list[Point]:
     return found
 
 
-def reference(records: Sequence[Record]) -> str:
+def reference_sentence(records: Sequence[Record]) -> str:
     """What all rows of the grid have in common but for the one factor that each varies, as a sentence.
 
     Args:
