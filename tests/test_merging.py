@@ -182,13 +182,13 @@ def test_a_merge_that_was_cut_off_goes_on_to_the_same_bits_and_repeats_no_trial(
     monkeypatch.setattr(
         training, "Resume", lambda path, every, *rest: Resume(path, min(every, 0), *rest)
     )
-    plain = killed.batches()
     seen: list[int] = []
 
     def merged(
         kind: type[Batches], saved: Path | None, on_epoch: Callable[..., None] | None = None
     ) -> npm.Merged:
         torch.manual_seed(0)  # of dropout
+        plain = killed.batches()
         return npm.merge(
             [killed.network(seed) for seed in range(count)], plain, align="identity",
             aggregate=aggregate, saved=saved, on_epoch=on_epoch,
