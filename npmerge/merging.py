@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import csv
+import io
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from npmerge.aggregate import Aggregated, mean
 from npmerge.align import Alignment, Covariances, covariances
 from npmerge.data.streams import Data, example_of
-from npmerge.evaluate import score
+from npmerge.evaluate import Metric, measure, score
 from npmerge.many import Load, Pairing
 from npmerge.methods import Method, find
+from npmerge.prepare import Kinds, kinds_of, prepared, put_back
+from npmerge.store.files import write_atomically
 from npmerge.symmetry import Group, find_symmetry
 from npmerge.training import Loss, TrainingError
 
@@ -64,6 +71,8 @@ class Merged:
             matched otherwise.
         details: what the last aggregation tells beside its model, e.g. NP Merge's ``"alpha"``.
         history: the mean loss of each epoch of the last aggregation.
+        epochs: every epoch of every aggregation, of which there are several with more than two models: ``"merge"``,
+            counted from 1, ``"epoch"``, its mean ``"loss"`` and, if there are validation data, ``"validation"``.
         chosen: for each option that was a :class:`Choice`, the value ``"chosen"`` and the score of all ``"trials"``.
         seconds: of ``"alignment"``, ``"learning"`` and ``"reset"``, trials included.
     """
@@ -74,6 +83,29 @@ class Merged:
     history: list[float]
     chosen: dict[str, dict[str, Any]]
     seconds: dict[str, float]
+    epochs: list[dict[str, float]] = field(default_factory=list)
+
+    def save_history(self, path: Path | str) -> None:
+        """Write :attr:`epochs` to a file.
+
+        Args:
+            path: ends in ``.csv`` or ``.json``.
+
+        Raises:
+            ValueError: it ends otherwise.
+            OSError: it cannot be written.
+        """
+        path = Path(path)
+        check_history_path(path)
+        text = io.StringIO()
+        if path.suffix == ".json":
+            json.dump(self.epochs, text, indent=1)
+        else:
+            names = list(self.epochs[0]) if self.epochs else ["merge", "epoch", "loss"]
+            writer = csv.DictWriter(text, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.epochs)
+        write_atomically(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 
     @property
     def alpha(self) -> dict[str, Tensor] | None:
@@ -98,6 +130,11 @@ def merge(
     many_options: Mapping[str, Any] | None = None,
     held_out: HeldOut | None = None,
     loss: Loss | None = None,
+    validation: Data | None = None,
+    metric: Metric | None = None,
+    patience: int | None = None,
+    schedule: Callable[[float], float] | None = None,
+    device: torch.device | str | None = None,
     mixed_precision: bool | None = None,
     saved: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
@@ -107,7 +144,8 @@ def merge(
 
     Args:
         models: two or more of one architecture, or functions that load them; none is changed. The first is the
-            reference: B is aligned to A.
+            reference: B is aligned to A. They may be compiled, or wrapped for several devices. Those in half precision
+            are merged in float32. Frozen parameters (``requires_grad``) are averaged, not learned.
         data: training data, a re-iterable of batches (tuples whose last item holds the labels, or dictionaries with
             ``"labels"``), for the alignment and the correction.
         align: how B is aligned: the name of a method, or an alignment that was found before.
@@ -124,6 +162,13 @@ def merge(
         many_options: of the way to make one of many.
         held_out: what choices are made on. With more than two models they are made for the first pair.
         loss: ``loss(outputs, batch)``, a scalar; by default the cross-entropy of the labels.
+        validation: batches that the model is scored on, corrected, after each epoch of learning; the best epoch is what
+            is kept.
+        metric: ``metric(outputs, batch)``, the higher the better, to validate and to choose by; by default the loss,
+            and the accuracy to choose by.
+        patience: stop learning after so many epochs in a row that did not validate better; by default never.
+        schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
+        device: where to compute; by default where the models are.
         mixed_precision: learn in bfloat16; by default where the device gains from it.
         saved: a folder that is kept up to date with all that is being learned. A merge that began alike and was cut off
             goes on from it; see :func:`npmerge.training.fit`. It is the caller's to delete.
@@ -131,37 +176,40 @@ def merge(
         progress: show a progress bar.
 
     Returns:
-        A new model, and how it was made.
+        A new model, in the types and on the devices of the first, and how it was made.
 
     Raises:
-        ValueError: an unknown method or option, models that differ in architecture, data that is empty or mislabelled,
-            a method without what it needs.
+        ValueError: something else than models, an unknown method or option, models that differ in architecture, data
+            that is empty or mislabelled, a method without what it needs.
         SymmetryError: the model holds an operation whose symmetry is not known.
         TrainingError: the loss is not finite.
 
     Source:
         Section III-A.
     """
-    loads = [_loader(model) for model in models]
+    loads = _loaders(models, device)
     if len(loads) < PAIR:
         raise ValueError(f"models has {len(loads)}: give at least two")
     steps = Merger(
-        data, align=align, aggregate=aggregate, correct=correct, learn_on=learn_on, base=base,
-        seed=seed, align_options=align_options, aggregate_options=aggregate_options,
-        correct_options=correct_options, held_out=held_out, loss=loss,
-        mixed_precision=mixed_precision, saved=saved, on_epoch=on_epoch, progress=progress,
+        data, align=align, aggregate=aggregate, correct=correct, learn_on=learn_on,
+        base=None if base is None else prepared(base, device), seed=seed,
+        align_options=align_options, aggregate_options=aggregate_options,
+        correct_options=correct_options, held_out=held_out, loss=loss, validation=validation,
+        metric=metric, patience=patience, schedule=schedule, mixed_precision=mixed_precision,
+        saved=saved, on_epoch=on_epoch, progress=progress,
     )  # fmt: skip
     if many is None and len(loads) == PAIR:
         model = steps.merge(loads[0](), loads[1]())
     else:
         model = steps.merge_many(loads, many or "tournament", many_options or {})
     return Merged(
-        model.eval(),
+        put_back(model.eval(), loads[0].kinds),
         steps.alignment,
         steps.details,
         steps.history,
         steps.chosen,
         steps.seconds,
+        steps.epochs,
     )
 
 
@@ -169,7 +217,7 @@ class Merger:
     """The steps of a merge; :func:`merge` has the arguments.
 
     Attributes:
-        alignment, details, history, chosen, seconds: as :class:`Merged` has them.
+        alignment, details, history, chosen, seconds, epochs: as :class:`Merged` has them.
     """
 
     def __init__(
@@ -187,6 +235,10 @@ class Merger:
         correct_options: Mapping[str, Any] | None = None,
         held_out: HeldOut | None = None,
         loss: Loss | None = None,
+        validation: Data | None = None,
+        metric: Metric | None = None,
+        patience: int | None = None,
+        schedule: Callable[[float], float] | None = None,
         mixed_precision: bool | None = None,
         saved: Path | None = None,
         on_epoch: Callable[[int, float], None] | None = None,
@@ -208,8 +260,11 @@ class Merger:
         ):  # fmt: skip
             if isinstance(method, Method):
                 self._check(method, self._options[kind])
+        self._loss, self._metric, self._validation = loss, metric, validation
         self._learning: dict[str, Any] = {
             "loss": loss, "mixed_precision": mixed_precision, "on_epoch": on_epoch,
+            "schedule": schedule, "patience": patience,
+            "validate": None if validation is None else self._validate,
             "progress": self._aggregate.label if progress else None,
         }  # fmt: skip
         self._saved, self._learned = saved, 0  # how often something was learned, trials included
@@ -217,6 +272,9 @@ class Merger:
         self.alignment: Alignment | None = None
         self.details: Mapping[str, Any] = {}
         self.history: list[float] = []
+        self.epochs: list[dict[str, float]] = []
+        self._validated: list[float] = []
+        self._merges = 0
         self.chosen: dict[str, dict[str, Any]] = {}
         self.seconds = {"alignment": 0.0, "learning": 0.0, "reset": 0.0}
 
@@ -241,9 +299,10 @@ class Merger:
             )
         steps = {"align", "merge"}.intersection(method.parameters)  # else it aligns by itself
         with nullcontext() if steps else self._timed("alignment"):
+            context = self._with_groups(method, loads[0])
             model: nn.Module = self._call(
                 method, options, models=loads, align=self.align, merge=self._match,
-                groups=self._groups_of(loads[0]()), seed=self._seed,
+                seed=self._seed, **context,
             )  # fmt: skip
         return model if pairs else self.correct(model)
 
@@ -255,7 +314,7 @@ class Merger:
                 found = method
             else:
                 context: dict[str, Any] = {"a": a, "b": b, "data": data, "seed": self._seed}
-                context["groups"] = self._groups_of(a)
+                context |= self._with_groups(method, lambda: a)
                 if "example" in method.parameters:
                     context["example"] = example_of(data)
                 options = self._options["align"]
@@ -286,9 +345,16 @@ class Merger:
                 return _model(self._learn(method, trial, data=kept, **context))
 
             options = self._settled(method, learned)
+            self._validated = []
             result = self._learn(method, options, data=_seeded(self._learn_on, own), **context)
         if isinstance(result, Aggregated):
             self.history, self.details = result.history, result.details
+        self._merges += 1
+        for number, loss in enumerate(self.history):
+            row: dict[str, float] = {"merge": self._merges, "epoch": number + 1, "loss": loss}
+            if self._validated:
+                row["validation"] = self._validated[number]
+            self.epochs.append(row)
         return _model(result)
 
     def correct(self, model: nn.Module, data: Data | None = None) -> nn.Module:
@@ -338,9 +404,23 @@ class Merger:
         if held_out is None:
             raise ValueError("a choice needs held-out training data: give held_out")
         try:
-            return score(self.correct(merged(options), held_out.plain), held_out.aside).top1
+            model = self.correct(merged(options), held_out.plain)
         except TrainingError:
             return -math.inf
+        if self._metric is None and self._loss is None:
+            return score(model, held_out.aside).top1
+        return self._judged(model, held_out.aside) * (-1 if self._metric is None else 1)
+
+    def _judged(self, model: nn.Module, data: Data) -> float:
+        """The metric on some data; the loss where there is none."""
+        judge = self._metric or self._loss
+        return score(model, data).loss if judge is None else measure(model, data, judge)
+
+    def _validate(self, model: nn.Module) -> float:
+        """What an epoch's model, corrected like the result, is worth: the lower, the better."""
+        value = self._judged(self.correct(copy.deepcopy(model)), self._validation or ())
+        self._validated.append(value)
+        return value if self._metric is None else -value
 
     def _check(self, method: Method, options: Mapping[str, Any]) -> None:
         for name, value in options.items():
@@ -364,10 +444,13 @@ class Merger:
         given = {name: value for name, value in context.items() if name in method.parameters}
         return method.function(**given, **options)
 
-    def _groups_of(self, model: nn.Module) -> Sequence[Group]:
+    def _with_groups(self, method: Method, load: Load) -> dict[str, Sequence[Group]]:
+        """The symmetry groups, found once, for a method that asks for them."""
+        if "groups" not in method.parameters:
+            return {}
         if self._groups is None:
-            self._groups = find_symmetry(model, example_of(self._data))
-        return self._groups
+            self._groups = find_symmetry(load(), example_of(self._data))
+        return {"groups": self._groups}
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -380,8 +463,43 @@ class Merger:
             self.seconds[stage] += time.perf_counter() - start - inner
 
 
-def _loader(model: Loader) -> Load:
-    return (lambda: model) if isinstance(model, nn.Module) else model
+def check_history_path(path: Path) -> None:
+    """Raise a ``ValueError`` if a history cannot be written to a file of that name."""
+    if path.suffix not in (".csv", ".json"):
+        raise ValueError(f"history is {path}: give a name that ends in .csv or .json")
+
+
+def _loaders(models: object, device: torch.device | str | None) -> list[_Prepared]:
+    if not isinstance(models, Sequence) or isinstance(models, str):
+        raise ValueError(f"models is a {type(models).__name__}: give a list of two models or more")
+    for number, model in enumerate(models):
+        if not callable(model):
+            raise ValueError(
+                f"models[{number}] is a {type(model).__name__}: give a module, or a function that returns one "
+                "(`npmerge merge` takes files)"
+            )
+    return [_Prepared(model, device) for model in models]
+
+
+class _Prepared:
+    """Loads a model as it is computed with.
+
+    Attributes:
+        kinds: in what types and where it came.
+    """
+
+    def __init__(self, given: Loader, device: torch.device | str | None) -> None:
+        self._device, self.kinds = device, Kinds()
+        self._load: Load = given
+        if isinstance(given, nn.Module):
+            model, self.kinds = prepared(given, device), kinds_of(given)
+            self._load = lambda: model
+
+    def __call__(self) -> nn.Module:
+        model = self._load()
+        if not self.kinds and isinstance(model, nn.Module):
+            self.kinds = kinds_of(model)
+        return prepared(model, self._device)
 
 
 def _seeded(data: Data | Callable[[int], Data], seed: int) -> Data:

@@ -32,7 +32,8 @@ FAMILIES = {
 
 GIVEN = frozenset(
     {"groups", "statistics", "seed", "base", "loss", "mixed_precision", "on_epoch", "progress",
-     "saved", "example", "reset_data", "topk", "align", "merge", "folder"}
+     "saved", "schedule", "validate", "patience", "example", "reset_data", "topk", "align", "merge",
+     "folder"}
 )  # fmt: skip
 """Keywords that :func:`~npmerge.merging.merge` fills in; every other keyword of a method is an option of its user's."""
 

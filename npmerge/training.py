@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -17,9 +18,7 @@ from npmerge._resume import Resume
 from npmerge.data.streams import (
     Batch,
     Data,
-    as_logits,
-    check_labels,
-    labels_of,
+    classified,
     mapped,
     outputs_of,
     size_of,
@@ -75,6 +74,8 @@ def fit(
     saved: Path | None = None,
     save_every: float = SAVE_EVERY,
     on_epoch: Callable[[int, float], None] | None = None,
+    validate: Callable[[], float] | None = None,
+    patience: int | None = None,
     progress: str | None = None,
 ) -> list[float]:
     """Minimise a loss of ``model`` over ``data``; the model is changed in place and left in train mode.
@@ -97,6 +98,9 @@ def fit(
             own random generator. The file is the caller's to delete.
         save_every: seconds to pass between two times that it is written; a shorter training leaves none.
         on_epoch: called with each epoch, counted from 1, and its mean loss; not again for those of a resumed training.
+        validate: called after each epoch; the lower what it returns, the better. Model and optimiser are put back to
+            the best epoch at the end.
+        patience: stop after so many epochs in a row that did not validate better; by default never.
         progress: label of the progress bar on stderr; none by default.
 
     Returns:
@@ -106,10 +110,15 @@ def fit(
         TrainingError: a loss is not finite; the message names epoch, step and learning rate.
         OutOfMemoryError: a step does not fit into the device's memory; the message says which batch size does.
         OSError: ``saved`` cannot be written.
-        ValueError: the data is empty, its batches are malformed, or a label is out of range.
+        ValueError: the data is empty, its batches are malformed, a label is out of range, ``patience`` has nothing to
+            go by, or both ``validate`` and ``saved`` are given.
     """
     if epochs < 0:
         raise ValueError(f"epochs is {epochs}: it cannot be negative")
+    if patience is not None and (validate is None or patience < 1):
+        raise ValueError(f"patience is {patience}: give at least 1, and validation data")
+    if validate is not None and saved is not None:
+        raise ValueError("a training that validates cannot be resumed: give validation or saved")
     steps = operator.length_hint(data)  # 0 where the data does not know
     if schedule is not None and not steps:
         raise ValueError(
@@ -122,14 +131,18 @@ def fit(
     def step(batch: Batch) -> Tensor:
         with autocast(device, mixed_precision):
             outputs = outputs_of(forward, batch)
-            value = _cross_entropy(outputs, batch, data) if loss is None else loss(outputs, batch)
+            value = (
+                cross_entropy(*classified(outputs, batch, data))
+                if loss is None
+                else loss(outputs, batch)
+            )
         optimizer.zero_grad()
         torch.autograd.backward(value)
         optimizer.step()
         return value.detach()
 
     model.train()
-    resume = None
+    resume, best = None, None if validate is None else _Best(model, optimizer)
     history: list[float] = []
     if saved is not None:
         conditions = {
@@ -161,9 +174,37 @@ def fit(
                     on_epoch(epoch + 1, history[-1])
                 if resume is not None:
                     resume.save(history, finished=epoch + 1 == epochs)
+                if best is not None and validate is not None:
+                    best.note(validate())
+                    bar.set_postfix(loss=f"{history[-1]:.3f}", best=f"{best.value:.3f}")
+                    if best.waited == patience:
+                        break
     finally:
         _set_rates(optimizer, peaks)
+    if best is not None:
+        best.restore()
     return history
+
+
+class _Best:
+    """The epoch that validates best."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._learns: tuple[Any, ...] = (model, optimizer)
+        self._states: list[Any] = []
+        self.value, self.waited = math.inf, 0
+
+    def note(self, value: float) -> None:
+        """An epoch is over, and the model validates so."""
+        self.waited += 1
+        if value < self.value:
+            self.value, self.waited = value, 0
+            self._states = [copy.deepcopy(one.state_dict()) for one in self._learns]
+
+    def restore(self) -> None:
+        """Put model and optimiser back to where they were best."""
+        for one, state in zip(self._learns, self._states, strict=False):  # no epoch, no state
+            one.load_state_dict(state)
 
 
 def piecewise_linear(epochs: int, warmup_epochs: float) -> Callable[[float], float]:
@@ -209,12 +250,6 @@ def _after_warm_up(
     warmup_epochs: float, fall: Callable[[float], float]
 ) -> Callable[[float], float]:
     return lambda epoch: epoch / warmup_epochs if epoch < warmup_epochs else fall(epoch)
-
-
-def _cross_entropy(outputs: Any, batch: Batch, data: Data) -> Tensor:
-    logits, labels = as_logits(outputs), labels_of(batch)
-    check_labels(data, labels, logits.shape[1])
-    return cross_entropy(logits, labels)
 
 
 def _bar(label: str | None, total: int, initial: int) -> tqdm[Any]:

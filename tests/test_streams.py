@@ -16,6 +16,7 @@ from npmerge.data import Batches, Images
 from npmerge.data.streams import (
     as_logits,
     check_labels,
+    classified,
     labels_of,
     mapped,
     outputs_of,
@@ -86,8 +87,10 @@ def test_a_malformed_batch_is_refused(batch: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.zeros(2), r"one integer per image: got torch.float32 \(2,\)"),
-        (torch.zeros(2, CLASSES).long(), r"one integer per image: got torch.int64 \(2, 4\)"),
+        (torch.zeros(2), r"one integer per image, or 4 prob.*: got torch.float32 \(2,\)"),
+        (torch.zeros(2, CLASSES).long(), r"one integer per image.*: got torch.int64 \(2, 4\)"),
+        (torch.ones(2, 3) / 3, r"or 4 probabilities: got torch.float32 \(2, 3\)"),
+        (torch.zeros(2, CLASSES), r"or 4 probabilities: got torch.float32 \(2, 4\)"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused_where_classes_are_needed(
@@ -153,9 +156,42 @@ def test_a_dictionary_without_labels_is_an_error_only_where_they_are_needed() ->
 
 @pytest.mark.parametrize(
     ("outputs", "found"),
-    [(torch.zeros(2, 3, 4), r"\(2, 3, 4\)"), ((PIXELS,), "tuple"), ({}, "dict")],
+    [(torch.zeros(2), r"\(2,\)"), ((PIXELS,), "tuple"), ({}, "dict")],
 )
 def test_outputs_that_are_no_logits_are_named(outputs: Any, found: str) -> None:
     with pytest.raises(ValueError, match=rf"the model gives {found} where logits \(N, classes\)"):
         as_logits(outputs)
     assert as_logits(nn.Linear(2, 3).double()(torch.zeros(1, 2).double())).dtype == torch.float32
+
+
+def test_where_each_position_has_a_label_those_that_count_are_classified() -> None:
+    logits, labels = torch.randn(2, 3, CLASSES), torch.tensor([[0, 1, -100], [3, -100, 2]])
+    found = classified(logits, (PIXELS, labels), [])
+    assert torch.equal(
+        found[0], torch.stack([logits[0, 0], logits[0, 1], logits[1, 0], logits[1, 2]])
+    )
+    assert found[1].tolist() == [0, 1, 3, 2]
+    with pytest.raises(ValueError, match=r"gives \(2, 3, 4\) where logits .* for labels \(2,\)"):
+        classified(logits, (PIXELS, LABELS), [])
+    with pytest.raises(ValueError, match="label 4 is out of range"):
+        classified(logits, (PIXELS, labels.clamp(min=4)), [])
+
+
+def test_labels_may_be_probabilities() -> None:
+    probabilities = torch.rand(2, CLASSES).softmax(1)
+    assert classified(torch.zeros(2, CLASSES), (PIXELS, probabilities), [])[1] is probabilities
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_come_in_the_precision_of_the_model_and_whole_numbers_stay(
+    dtype: torch.dtype,
+) -> None:
+    class Picks(nn.Linear):
+        def forward(self, x: Tensor, rows: Tensor) -> Tensor:  # type: ignore[override]
+            assert rows.dtype == torch.int64
+            return super().forward(x)[rows]
+
+    model = Picks(4, 2).to(dtype)
+    x, rows = torch.randn(2, 4), torch.tensor([1, 0])
+    for batch in ((x, rows, LABELS), {"x": x, "rows": rows, "labels": LABELS}):
+        assert outputs_of(model, batch).dtype == dtype

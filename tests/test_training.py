@@ -369,7 +369,7 @@ def test_a_loss_of_one_s_own_is_minimised_and_its_labels_need_not_be_classes() -
     model = net()
     history = fit(model, data, sgd(model, 0.01), epochs=5, loss=squares)
     assert history[-1] < 0.9 * history[0]
-    with pytest.raises(ValueError, match=r"one integer per image: got torch.float32 \(8, 4\)"):
+    with pytest.raises(ValueError, match=r"or 4 probabilities: got torch.float32 \(8, 4\)"):
         fit(model, data, sgd(model), epochs=1)
 
 

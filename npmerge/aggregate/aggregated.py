@@ -31,6 +31,24 @@ class Aggregated:
         return self.details.get("alpha")
 
 
+def learnable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen (``requires_grad``), by name.
+
+    Args:
+        model: about to learn.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError(
+            "every parameter of the model is frozen, nothing can be learned: call model.requires_grad_(), "
+            "or aggregate by the mean"
+        )
+    return found
+
+
 @torch.no_grad()
 def taken_over(model: nn.Module, learned: nn.Module) -> nn.Module:
     """A copy of a model with another's parameters and buffers, in its own memory.

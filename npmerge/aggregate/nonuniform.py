@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from npmerge.aggregate.aggregated import Aggregated, taken_over
+from npmerge.aggregate.aggregated import Aggregated, learnable, taken_over
 from npmerge.data.streams import Data
 from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
@@ -40,12 +41,16 @@ def np_merge(
     mixed_precision: bool | None = None,
     saved: Path | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
+    schedule: Callable[[float], float] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    patience: int | None = None,
     progress: str | None = None,
 ) -> Aggregated:
     """Learn ``W = alpha * A + (1 - alpha) * B`` with one alpha in (0, 1) for every parameter.
 
-    ``alpha = sigmoid(alpha_pre)`` starts at 0.5 everywhere and is learned with Adam; A and B stay as they are. Buffers
-    start as A's; batch statistics are used while learning, so reset batch norm afterwards.
+    ``alpha = sigmoid(alpha_pre)`` starts at 0.5 everywhere and is learned with Adam; A and B stay as they are. It stays
+    0.5 for parameters that A freezes (``requires_grad``). Buffers start as A's; batch statistics are used while
+    learning, so reset batch norm afterwards.
 
     Args:
         a: model A.
@@ -57,6 +62,10 @@ def np_merge(
         mixed_precision: bfloat16 autocast; by default where the device gains from it.
         saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
         on_epoch: called with each epoch, counted from 1, and its mean loss.
+        schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
+        validate: called with the model after each epoch; the lower what it returns, the better, and the best epoch is
+            what is kept.
+        patience: stop after so many epochs in a row that did not validate better; by default never.
         progress: label of the progress bar; none by default.
 
     Returns:
@@ -64,7 +73,8 @@ def np_merge(
         ``details["spread"]`` their :data:`QUANTILES` after each epoch. ``a`` and ``b`` are not changed.
 
     Raises:
-        ValueError: the models differ in architecture or shape, the data is empty, or a label is out of range.
+        ValueError: the models differ in architecture or shape, every parameter is frozen, the data is empty, or a label
+            is out of range.
         TrainingError: the loss is not finite.
 
     Source:
@@ -72,16 +82,21 @@ def np_merge(
     """
     model, optimizer = learning_alpha(a, b, lr=lr)
 
+    spread: list[list[float]] = []
+
     def noted(epoch: int, value: float) -> None:
         optimizer.note_spread()
+        spread[:] = optimizer.spread
         if on_epoch is not None:
             on_epoch(epoch, value)
 
     history = fit(
         model, data, optimizer, epochs=epochs, loss=loss, mixed_precision=mixed_precision,
-        saved=saved, on_epoch=noted, progress=progress,
+        saved=saved, on_epoch=noted, schedule=schedule, patience=patience, progress=progress,
+        validate=None if validate is None else partial(validate, model),
     )  # fmt: skip
-    details = {"alpha": optimizer.alpha(), "spread": optimizer.spread}
+    # Where learning was put back to its best epoch, the optimiser has forgotten the later ones.
+    details = {"alpha": optimizer.alpha(), "spread": max(optimizer.spread, spread, key=len)}
     return Aggregated(taken_over(a, model), history, details)
 
 
@@ -108,8 +123,9 @@ class AlphaAdam:
     and ``A - B``).
 
     Args:
-        model: starts as model A; its parameters and their gradients become views of flat buffers, and the parameters
-            are set to the mean of A and B. Forget the gradient by :meth:`zero_grad`, not by the model's.
+        model: starts as model A; its parameters, but for the frozen ones, and their gradients become views of flat
+            buffers, and all parameters are set to the mean of A and B. Forget the gradient by :meth:`zero_grad`, not by
+            the model's.
         b: model B.
         lr: Adam's learning rate.
 
@@ -118,14 +134,14 @@ class AlphaAdam:
         spread: the :data:`QUANTILES` of alpha over all parameters, whenever they were noted.
 
     Raises:
-        ValueError: the parameters are of several types, on several devices, or not floating-point numbers.
+        ValueError: the parameters are of several types, on several devices, not floating-point numbers, or all frozen.
 
     Source:
         Eq. 2; Kingma & Ba 2015.
     """
 
     def __init__(self, model: nn.Module, b: nn.Module, *, lr: float) -> None:
-        named = dict(model.named_parameters())
+        named = learnable(model)
         kinds = {f"{p.dtype} on {p.device}" for p in named.values()}
         if len(kinds) != 1 or not all(p.is_floating_point() for p in named.values()):
             raise ValueError(
@@ -135,6 +151,14 @@ class AlphaAdam:
         self.spread: list[list[float]] = []
         self._parameters = named
         other = dict(b.named_parameters())
+        self._frozen = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name not in named and parameter.is_floating_point()
+        }
+        with torch.no_grad():
+            for name, parameter in self._frozen.items():
+                parameter.copy_(0.5 * parameter + 0.5 * other[name].to(parameter.device))
         weight = _flatten(list(named.values()))
         start = _flatten([other[name].to(weight.device, weight.dtype) for name in named])
         self._grad = torch.zeros_like(weight)
@@ -154,7 +178,6 @@ class AlphaAdam:
             named.values(), self._views(weight), self._views(self._grad), strict=True
         ):
             parameter.data, parameter.grad = value, grad
-            parameter.requires_grad_()
         self._write()
 
     def zero_grad(self) -> None:
@@ -184,12 +207,15 @@ class AlphaAdam:
         self._zeroed = self._grad._version
 
     def alpha(self) -> dict[str, Tensor]:
-        """The coefficients of model A, by parameter name, each of the parameter's shape."""
+        """The coefficients of model A, by parameter name, each of the parameter's shape; 0.5 for frozen ones."""
         alpha = torch.sigmoid(self._state["alpha_pre"])
         # A sigmoid rounds to 0 or 1 far out: keep the open interval.
         tiny = torch.finfo(alpha.dtype).eps / 2
         views = self._views(alpha.clamp_(tiny, 1 - tiny))
-        return {name: view.clone() for name, view in zip(self._parameters, views, strict=True)}
+        learned = {name: view.clone() for name, view in zip(self._parameters, views, strict=True)}
+        return learned | {
+            name: torch.full_like(parameter, 0.5) for name, parameter in self._frozen.items()
+        }
 
     def note_spread(self) -> None:
         """Note how far the coefficients are spread now."""

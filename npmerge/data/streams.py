@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from npmerge.device import channels_last
 
@@ -18,6 +18,9 @@ Data = Iterable[Batch]
 
 LABELS = ("labels", "label")
 """What a dictionary may call its labels."""
+
+IGNORED = -100
+"""The label of a position that does not count, such as padding; as PyTorch and Hugging Face have it."""
 
 
 def stream(data: Data, device: torch.device | str) -> Iterator[Batch]:
@@ -60,15 +63,22 @@ def outputs_of(model: Callable[..., Any], batch: Batch) -> Any:
     """What a model answers to a batch.
 
     Args:
-        model: called with a tuple's inputs, or with a dictionary's entries but the labels as keywords.
+        model: called with a tuple's inputs, or with a dictionary's entries but the labels as keywords; inputs that are
+            floating-point numbers in the precision of its parameters.
         batch: from :func:`stream`.
 
     Returns:
         The logits where the output is an object or a dictionary that has ``logits``, else the output itself.
     """
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
     if isinstance(batch, Mapping):
-        return _unwrapped(model(**{k: v for k, v in batch.items() if k not in LABELS}))
-    return _unwrapped(model(*batch[:-1]))
+        return _unwrapped(model(**{k: cast(v) for k, v in batch.items() if k not in LABELS}))
+    return _unwrapped(model(*map(cast, batch[:-1])))
 
 
 def as_logits(outputs: Any) -> Tensor:
@@ -78,19 +88,47 @@ def as_logits(outputs: Any) -> Tensor:
         outputs: logits, or an object or a dictionary that has ``logits``.
 
     Returns:
-        ``(N, classes)``.
+        ``(N, classes)``, or ``(N, ..., classes)`` of models that classify each position.
 
     Raises:
         ValueError: they are something else.
     """
     logits = _unwrapped(outputs)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"the model gives {found} where logits (N, classes) are needed: give a loss of your own, "
             "or a model that gives logits"
         )
     return logits.float()
+
+
+def classified(outputs: Any, batch: Batch, data: Data) -> tuple[Tensor, Tensor]:
+    """A model's logits and the labels that they are held against.
+
+    Args:
+        outputs: from :func:`outputs_of`.
+        batch: from :func:`stream`.
+        data: where it comes from.
+
+    Returns:
+        Logits, ``float32 (M, classes)``, and labels, ``int64 (M,)`` or probabilities, ``(M, classes)``. Where every
+        position has a label, M counts those of all examples whose label is not :data:`IGNORED`.
+
+    Raises:
+        ValueError: they are no logits, the labels do not fit them, or one is out of range.
+    """
+    logits, labels = as_logits(outputs), labels_of(batch)
+    if logits.ndim > 2 and labels.shape == logits.shape[:-1]:
+        counts = labels != IGNORED
+        logits, labels = logits[counts], labels[counts]
+    if logits.ndim != 2:
+        raise ValueError(
+            f"the model gives {tuple(logits.shape)} where logits (N, classes) are needed for labels "
+            f"{tuple(labels.shape)}: give a loss of your own"
+        )
+    check_labels(data, labels, logits.shape[1])
+    return logits, labels
 
 
 def labels_of(batch: Batch) -> Tensor:
@@ -164,21 +202,26 @@ def mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def check_labels(data: Data, labels: Tensor, classes: int) -> None:
-    """Raise if labels are not classes of the model, one for each example.
+    """Raise if labels are not classes of the model, one for each example, or the probabilities of each.
 
     Args:
         data: where the batch comes from. Data that knows the lowest and the highest of its labels (``label_range``,
             as :class:`~npmerge.data.batches.Batches` does) is taken at its word, so that no step waits for the device.
-        labels: the batch's labels, ``(N,)``.
+        labels: the batch's labels, ``(N,)``, or probabilities, ``(N, classes)``.
         classes: how many outputs the model has.
 
     Raises:
-        ValueError: the labels are not one integer an example, or one is below 0 or not below ``classes``.
+        ValueError: the labels are neither, or one is below 0 or not below ``classes``.
     """
     if labels.ndim != 1 or labels.is_floating_point():
+        if labels.shape[1:] == (classes,) and _are_probabilities(labels):
+            return
         raise ValueError(
-            f"labels must be one integer per image: got {labels.dtype} {tuple(labels.shape)}"
+            f"labels must be one integer per image, or {classes} probabilities: "
+            f"got {labels.dtype} {tuple(labels.shape)}"
         )
+    if not len(labels):
+        return
     known = getattr(data, "label_range", None)
     low, high = known if known is not None else (int(v) for v in torch.aminmax(labels))
     if low < 0 or high >= classes:
@@ -186,6 +229,12 @@ def check_labels(data: Data, labels: Tensor, classes: int) -> None:
         raise ValueError(
             f"label {wrong} is out of range: the model has {classes} outputs, so labels go from 0 to {classes - 1}"
         )
+
+
+def _are_probabilities(labels: Tensor) -> bool:
+    return labels.is_floating_point() and bool(
+        (labels >= 0).all() and ((labels.sum(dim=1) - 1).abs() < 1e-2).all()
+    )
 
 
 def _check(batch: Any) -> None:

@@ -2,10 +2,11 @@
 
 from npmerge.evaluate.ensembles import Ensemble, base_models, ensemble
 from npmerge.evaluate.paths import PathPoint, barrier, path
-from npmerge.evaluate.scores import Score, accuracy, class_accuracy, score
+from npmerge.evaluate.scores import Metric, Score, accuracy, class_accuracy, measure, score
 
 __all__ = [
     "Ensemble",
+    "Metric",
     "PathPoint",
     "Score",
     "accuracy",
@@ -13,6 +14,7 @@ __all__ = [
     "base_models",
     "class_accuracy",
     "ensemble",
+    "measure",
     "path",
     "score",
 ]

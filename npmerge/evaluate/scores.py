@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from npmerge.data.streams import (
-    Batch,
-    Data,
-    as_logits,
-    check_labels,
-    labels_of,
-    outputs_of,
-    size_of,
-    stream,
-)
+from npmerge.data.streams import Batch, Data, classified, outputs_of, size_of, stream
 from npmerge.device import measuring
+
+Metric = Callable[[Any, Batch], Tensor | float]
+"""``metric(outputs, batch)``: one number, the mean over the batch, of what the model answered to it."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,8 @@ def score(model: nn.Module, data: Data, *, topk: Sequence[int] = (1,)) -> Score:
     """Accuracy and loss of a model in evaluation mode, in float32; every module's mode is restored.
 
     Args:
-        model: maps images ``(N, C, H, W)`` to logits ``(N, classes)``.
-        data: any re-iterable of batches.
+        model: maps inputs to logits ``(N, classes)``, or ``(N, ..., classes)`` where each position has a label.
+        data: any re-iterable of batches. Of labels that are probabilities the most likely is the class.
         topk: which k to report, each from 1 to the number of classes.
 
     Raises:
@@ -63,10 +58,10 @@ def score(model: nn.Module, data: Data, *, topk: Sequence[int] = (1,)) -> Score:
                 raise ValueError(
                     f"topk is {tuple(topk)}: each k must lie between 1 and the model's {classes} classes"
                 )
-            ranked = logits.topk(max(topk), dim=1).indices == labels[:, None]
+            ranked = logits.topk(max(topk), dim=1).indices == _hard(labels)[:, None]
             hits += torch.stack([ranked[:, :k].sum() for k in topk])
             loss += cross_entropy(logits, labels, reduction="sum")
-            count += size_of(batch)
+            count += len(labels)
     return Score(
         {k: 100 * hit / count for k, hit in zip(topk, hits.tolist(), strict=True)},
         float(loss) / count,
@@ -106,6 +101,7 @@ def class_accuracy(model: nn.Module, data: Data, classes: int) -> Tensor:
         hits, counts = (torch.zeros(classes, device=device) for _ in range(2))
         for batch in stream(data, device):
             logits, labels = answer(model, batch, data)
+            labels = _hard(labels)
             right = logits.argmax(dim=1) == labels
             hits += torch.bincount(labels[right], minlength=classes)
             counts += torch.bincount(labels, minlength=classes)
@@ -113,16 +109,35 @@ def class_accuracy(model: nn.Module, data: Data, classes: int) -> Tensor:
 
 
 def answer(model: nn.Module, batch: Batch, data: Data) -> tuple[Tensor, Tensor]:
-    """A model's logits for a batch, in float32, and the labels that they are held against.
+    """A model's logits for a batch and the labels; see :func:`npmerge.data.streams.classified`.
 
     Args:
         model: as it is.
         batch: from :func:`npmerge.data.streams.stream`.
         data: where it comes from.
+    """
+    return classified(outputs_of(model, batch), batch, data)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, data: Data, metric: Metric) -> float:
+    """The mean of a metric, or of a loss, of a model in evaluation mode, in float32; every module's mode is restored.
+
+    Args:
+        model: takes what the batches hold beside their labels.
+        data: any re-iterable of batches.
+        metric: of the outputs and the batch; each batch counts by its examples.
 
     Raises:
-        ValueError: a label is out of range.
+        ValueError: the data is empty or malformed.
     """
-    logits, labels = as_logits(outputs_of(model, batch)), labels_of(batch)
-    check_labels(data, labels, logits.shape[1])
-    return logits, labels
+    total, count = 0.0, 0
+    with measuring(model) as device:
+        for batch in stream(data, device):
+            total += float(metric(outputs_of(model, batch), batch)) * size_of(batch)
+            count += size_of(batch)
+    return total / count
+
+
+def _hard(labels: Tensor) -> Tensor:
+    return labels.argmax(dim=1) if labels.is_floating_point() else labels
