@@ -28,7 +28,7 @@ from npmerge.catalogue import (
     experiment_names,
     profile_names,
 )
-from npmerge.merge_command import MergeOptions, check_request
+from npmerge.merge_command import Beside, MergeOptions, check_request
 from npmerge.methods import KINDS, of_kind
 
 if TYPE_CHECKING:
@@ -228,8 +228,12 @@ def _merge(options: argparse.Namespace) -> None:
     request = MergeOptions(
         model=options.model,
         data=options.data,
+        classes=options.classes,
         width=options.width,
         image_size=options.image_size,
+        mean=tuple(options.mean) if options.mean else None,
+        std=tuple(options.std) if options.std else None,
+        transform=options.transform,
         align=options.align,
         aggregate=options.aggregate,
         correct=None if options.correct == "none" else options.correct,
@@ -239,28 +243,45 @@ def _merge(options: argparse.Namespace) -> None:
             for kind in ("align", "aggregate", "correct", "many")
         },
         batch_size=options.batch_size,
+        validation=options.validation,
+        patience=options.patience,
+        loss=options.loss,
+        metric=options.metric,
         seed=options.seed,
     )
     for name in ("epochs", "lr"):
         if getattr(options, name) is not None:
             request.options["aggregate"][name] = getattr(options, name)
-    check_request(options.checkpoints, options.output, request, force=options.force)
+    if options.output is None and not options.report:
+        raise ValueError("no output: give --output, or --report to look at the models alone")
+    beside = Beside(
+        *(Path(path) if path else None for path in (options.save_alignment, options.history))
+    )
+    output = None if options.report else options.output
+    check_request(options.checkpoints, output, request, beside=beside, force=options.force)
     from npmerge.device import pick_device
-    from npmerge.merge_command import merge_checkpoints
+    from npmerge.merge_command import inspect_checkpoints, merge_checkpoints
 
     if "" not in sys.path:  # factories of the current folder
         sys.path.insert(0, "")
+    device = pick_device(options.device)
+    if options.report:
+        sys.stdout.write(inspect_checkpoints(options.checkpoints, request, device=device) + "\n")
+        return
     scores = merge_checkpoints(
         options.checkpoints,
         options.output,
         request,
-        device=pick_device(options.device),
+        beside=beside,
+        device=device,
         force=options.force,
         progress=not options.quiet,
     )
-    sys.stdout.write(f"{'':8} {'accuracy':>9} {'loss':>9}\n")
+    columns = list(scores["merged"])
+    sys.stdout.write(f"{'':8}" + "".join(f" {column:>9}" for column in columns) + "\n")
     for name, found in scores.items():
-        sys.stdout.write(f"{name:8} {found.top1:8.2f}% {found.loss:9.4f}\n")
+        cells = (f" {found[c]:8.2f}%" if c == "accuracy" else f" {found[c]:9.4f}" for c in columns)
+        sys.stdout.write(f"{name:8}{''.join(cells)}\n")
     sys.stdout.write(f"{options.output}\n")
 
 
@@ -458,20 +479,59 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
 
     merge.add_argument(
         "checkpoints", nargs="+", metavar="CHECKPOINT",
-        help="two or more state dicts of one architecture: .safetensors, .pt or .pth; the first is model A",
+        help="two or more of one architecture: .safetensors, .pt, .pth, .ckpt or Hugging Face folders; the first is A",
     )  # fmt: skip
     merge.add_argument(
-        "--output", required=True, metavar="FILE",
-        help="the merged model (.safetensors); NP Merge's alpha goes to .alpha.safetensors beside it",
+        "--output", metavar="FILE",
+        help="the merged model (.safetensors, or a folder where folders are merged); a model card goes beside it, and "
+        "NP Merge's alpha",
     )  # fmt: skip
     merge.add_argument(
-        "--model", required=True,
-        help=f"{', '.join(MODELS)}, or package.module:factory, called as factory(classes)",
+        "--report", action="store_true",
+        help="look at the first two models instead: groups, parameters that can move, barriers, batch norm",
     )  # fmt: skip
+    merge.add_argument(
+        "--model",
+        help=f"{', '.join(MODELS)}, torchvision:NAME, timm:NAME, or package.module:factory; folders have their own",
+    )  # fmt: skip
+    merge.add_argument(
+        "--classes", type=int, metavar="N", help="outputs of the model (default: the data's)"
+    )
     merge.add_argument("--width", type=float, help="of a named model (default: 1)")
-    merge.add_argument("--data", required=True, help=", ".join(DATASETS))
-    merge.add_argument("--image-size", type=int, metavar="N", help="average-pool to N pixels")
-    merge.add_argument("--align", default="permute", help=f"{listed('align')} (default: permute)")
+    merge.add_argument(
+        "--data", required=True,
+        help=f"{', '.join(DATASETS)}, a folder of images (a folder a class, in train, validation and test if there are "
+        "such), or package.module:function, which returns batches, or a dictionary of train, validation and test",
+    )  # fmt: skip
+    merge.add_argument("--image-size", type=int, metavar="N", help="height and width in pixels")
+    for name in ("mean", "std"):
+        merge.add_argument(
+            f"--{name}", type=float, nargs="+", metavar="X",
+            help="of a folder's pixels / 255, per channel (default: ImageNet's)",
+        )  # fmt: skip
+    merge.add_argument(
+        "--transform", metavar="MODULE:FUNCTION", help="of a folder's images, instead of these"
+    )
+    merge.add_argument(
+        "--validation", type=float, default=0.0, metavar="SHARE",
+        help="of the training images, to choose the best epoch on (default: none)",
+    )  # fmt: skip
+    merge.add_argument(
+        "--patience", type=int, metavar="N", help="stop after N epochs that validate no better"
+    )
+    for name, what in (
+        ("loss", "to learn by"),
+        ("metric", "to validate by, the higher the better"),
+    ):
+        merge.add_argument(
+            f"--{name}", metavar="MODULE:FUNCTION", help=f"{what}, of (outputs, batch)"
+        )
+    merge.add_argument(
+        "--align", default="permute",
+        help=f"{listed('align')}; or a file of --save-alignment (default: permute)",
+    )  # fmt: skip
+    merge.add_argument("--save-alignment", metavar="FILE", help="keep the alignment of two models")
+    merge.add_argument("--history", metavar="FILE", help="write the losses, as .csv or .json")
     merge.add_argument(
         "--aggregate", default="np_merge", help=f"{listed('aggregate')} (default: np_merge)"
     )

@@ -58,7 +58,7 @@ def prepared(model: object, device: torch.device | str | None = None) -> nn.Modu
     return model
 
 
-Kinds = dict[str, tuple[torch.device, torch.dtype]]
+Kinds = dict[str, tuple[torch.device | str, torch.dtype]]
 """Where each parameter and buffer of a model is, and its type."""
 
 

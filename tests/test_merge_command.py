@@ -48,7 +48,7 @@ def without_module(classes: int) -> int:
     return classes
 
 
-def without_arguments() -> None:
+def of_two(_first: int, _second: int) -> None:
     pytest.fail("called")
 
 
@@ -119,7 +119,7 @@ def test_the_written_models_score_what_the_table_says(
     assert list(table) == ["A", "B", "ensemble", "mean", "merged"]
     after = contents()
     assert here.items() <= after.items()  # the checkpoints are as they were
-    assert after.keys() - here.keys() == {"m.safetensors", "m.alpha.safetensors"}
+    assert after.keys() - here.keys() == {"m.safetensors", "m.alpha.safetensors", "m.md"}
     test = load("digits", image_size=4).plain_batches("test", 500)
     for row, name in (("A", "a"), ("B", "b"), ("merged", "m")):
         found = npm.evaluate.score(model_of(load_file(f"{name}.safetensors")), test)
@@ -127,7 +127,8 @@ def test_the_written_models_score_what_the_table_says(
     how = metadata("m.safetensors")
     assert how["options"]["align"] == "permute"
     assert how["options"]["options"]["aggregate"] == {"epochs": 1}
-    assert how["test"]["merged"]["top1"] == pytest.approx(table["merged"][0], abs=1e-2)
+    assert how["scored_on"] == "test"
+    assert how["scores"]["merged"]["accuracy"] == pytest.approx(table["merged"][0], abs=1e-2)
     assert how == metadata("m.alpha.safetensors")
 
 
@@ -157,14 +158,16 @@ def test_every_alignment_can_be_averaged(
     assert averaged("--align", align, "--seed", "3") == 0
     table = printed(capsys.readouterr().out)
     assert table["mean"] == table["merged"]
-    assert contents().keys() - here.keys() == {"m.safetensors"}  # a mean has no alpha to keep
+    # a mean has no alpha to keep
+    assert contents().keys() - here.keys() == {"m.safetensors", "m.md"}
 
 
 def test_fine_tuning_and_force_leave_no_alpha_of_another_merge(here: dict[str, bytes]) -> None:
-    for name in ("m.safetensors", "m.alpha.safetensors"):
+    for name in ("m.safetensors", "m.alpha.safetensors", "m.md"):
         Path(name).write_text("old")
     assert merge("--aggregate", "finetune", "--force") == 0
-    assert contents().keys() - here.keys() == {"m.safetensors"}
+    assert contents().keys() - here.keys() == {"m.safetensors", "m.md"}
+    assert Path("m.md").read_text() != "old"
     assert metadata("m.safetensors")["options"]["aggregate"] == "finetune"
 
 
@@ -280,7 +283,7 @@ def test_other_files_are_no_checkpoints(
     assert_refused([], "b.pt is damaged or not a checkpoint (", capsys, b="b.pt")
 
 
-@pytest.mark.parametrize("held", [[1, 2], {"state_dict": {"w": torch.ones(1)}, "epoch": 3}])
+@pytest.mark.parametrize("held", [[1, 2], {}, {"state_dict": {"w": 1}, "epoch": 3}])
 def test_a_pickle_of_something_else_is_no_state_dict(
     held: object, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,10 +349,12 @@ def test_what_is_wrong_is_said_in_one_line(
         ("nowhere:factory", "model factory 'nowhere:factory' does not work (No module named"),
         (":factory", "model factory ':factory' does not work ("),
         ("test_merge_command:absent", "has no attribute 'absent'"),
-        ("test_merge_command:without_arguments", "called as factory(classes)"),
+        ("test_merge_command:of_two", "factory 'test_merge_command:of_two' does not work (of_two()"),
         ("test_merge_command:without_module", "gave a int, not a module"),
-        ("test_merge_command:of_colour", "must map (1, 1, 4, 4) images of digits to (1, 10): "),
-        ("test_merge_command:of_three_classes", "to (1, 10), not (1, 3)"),
+        ("torchvision:resnet19", "model factory 'torchvision:resnet19' does not work (Unknown mod"),
+        ("timm:resnet19", "model factory 'timm:resnet19' does not work (Unknown model"),
+        ("test_merge_command:of_colour", "must take a batch of digits, (1, 1, 4, 4), (1,): "),
+        ("test_merge_command:of_three_classes", ", and give 10 logits, not 3: change the model"),
     ],
 )
 def test_a_factory_that_does_not_work_is_refused(
@@ -366,7 +371,7 @@ def test_a_missing_checkpoint_is_named(
     assert_refused([], "no file c.pt: give a checkpoint", capsys, b="c.pt")
 
 
-@pytest.mark.parametrize("name", ["m.safetensors", "m.alpha.safetensors"])
+@pytest.mark.parametrize("name", ["m.safetensors", "m.alpha.safetensors", "m.md"])
 def test_an_output_that_exists_is_kept(
     name: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from npmerge.aggregate.averaging import mean
 from npmerge.data.streams import Data
-from npmerge.evaluate.scores import score
+from npmerge.evaluate.scores import Metric, measure, score
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class PathPoint:
 
     Attributes:
         alpha: the share of model A, in [0, 1].
-        accuracy: top-1 in percent.
-        loss: mean cross-entropy in nats.
+        accuracy: top-1 in percent; NaN where a loss of one's own is measured.
+        loss: mean cross-entropy in nats, or that loss.
     """
 
     alpha: float
@@ -35,6 +36,7 @@ def path(
     *,
     points: int = 11,
     correct: Callable[[nn.Module], nn.Module] | None = None,
+    loss: Metric | None = None,
 ) -> list[PathPoint]:
     """Score the models ``alpha * A + (1 - alpha) * B`` for evenly spaced alpha from 0 to 1.
 
@@ -45,6 +47,7 @@ def path(
         points: how many alphas, the two ends included.
         correct: what is done to the model of every point before it is scored, such as a reset of its batch norm; by
             default nothing.
+        loss: of the outputs and the batch; by default the cross-entropy of the labels.
 
     Raises:
         ValueError: fewer than two points, or the models differ in architecture.
@@ -57,7 +60,11 @@ def path(
     result = []
     for alpha in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
         model = mean(a, b, alpha=alpha)
-        found = score(model if correct is None else correct(model), data)
+        model = model if correct is None else correct(model)
+        if loss is not None:
+            result.append(PathPoint(alpha, math.nan, measure(model, data, loss)))
+            continue
+        found = score(model, data)
         result.append(PathPoint(alpha, found.top1, found.loss))
     return result
 

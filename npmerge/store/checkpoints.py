@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,35 +30,48 @@ log = logging.getLogger(__name__)
 State = Mapping[str, Tensor]
 """Tensors by name."""
 
-PICKLED = (".pt", ".pth")
-"""Endings of files that ``torch.save`` has written; every other file is read as safetensors."""
+INSIDE = ("state_dict", "model_state_dict", "model", "net")
+"""Where training programs put a state dict beside other things, such as Lightning: the first of these is read."""
+
+WRAPPED = re.compile(r"(?:(?:module|model|net)\.)+")
+"""What wrappers put before the names of parameters: data parallelism and Lightning modules."""
+
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts into the names, before them or in their middle."""
 
 
 def load_state(path: Path | str) -> dict[str, Tensor]:
-    """Read a state dict: safetensors, or a ``.pt`` or ``.pth`` file of ``torch.save`` without running code from it.
+    """Read a state dict: safetensors, or a file of ``torch.save``, without running code from it.
 
     Args:
-        path: the file.
+        path: the file; what it is, its content tells.
 
     Returns:
-        Tensors by name, on the CPU.
+        Tensors by name, on the CPU. A state dict that lies beside other things, as in Lightning's ``.ckpt``, is taken
+        out, and the log says so.
 
     Raises:
         ValueError: there is no such file, it is truncated or damaged, or it holds something else than tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no file {path}: give a checkpoint, .safetensors, .pt or .pth")
+        raise ValueError(f"no file {path}: give a checkpoint, .safetensors, .pt, .pth or .ckpt")
     try:
-        if path.suffix in PICKLED:
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_safetensors(path):
+            state: Any = load_file(path)
         else:
-            state = load_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch.load raises for damaged bytes is not bounded
         raise ValueError(
-            f"{path} is damaged or not a checkpoint ({_reason(error)}): copy or save it again"
+            f"{path} is damaged or not a checkpoint ({_reason(error)}): copy it again, or save "
+            "model.state_dict() alone"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if isinstance(state, Mapping) and not _is_state(state):
+        for name in INSIDE:
+            if _is_state(state.get(name)):
+                log.info("%s: its %r is read, and nothing else of it", path, name)
+                return dict(state[name])
+    if not _is_state(state):
         raise ValueError(f"{path} holds no plain state dict: save model.state_dict() alone")
     return dict(state)
 
@@ -65,18 +79,21 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
 def load_into(model: nn.Module, path: Path | str) -> nn.Module:
     """Load a checkpoint into a model, in place.
 
+    Names are those of the model: what wrappers have put before them (:data:`WRAPPED`, :data:`COMPILED`) is taken away
+    where the rest fits the model better, and the log says so.
+
     Args:
         model: of the checkpoint's architecture.
         path: see :func:`load_state`.
 
     Returns:
-        The same model in evaluation mode.
+        The same model in evaluation mode, in the checkpoint's types.
 
     Raises:
         ValueError: the checkpoint cannot be read, does not fit (the first difference is named), or holds values that
             are not finite.
     """
-    state = load_state(path)
+    state = _without_wrappers(load_state(path), model.state_dict(), path)
     difference = _first_difference(model.state_dict(), state)
     if difference:
         raise ValueError(
@@ -85,8 +102,49 @@ def load_into(model: nn.Module, path: Path | str) -> nn.Module:
     broken = not_finite(state)
     if broken:
         raise ValueError(f"{path} holds values in {broken!r} that are not finite: train it again")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # what an old batch norm has not counted is missing
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in state:
+            tensor.data = tensor.data.to(state[name].dtype)
     return model.eval()
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its ending or its first bytes: the length of a header, and the header."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _is_state(found: object) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(value, Tensor) for value in found.values())
+    )
+
+
+def _without_wrappers(state: State, model: State, path: Path | str) -> dict[str, Tensor]:
+    """The tensors under the names that fit the model best."""
+    plain = {name.replace(COMPILED, ""): value for name, value in state.items()}
+    prefixes = {""}
+    for name in plain:
+        if found := WRAPPED.match(name):
+            parts = found[0].split(".")
+            prefixes |= {".".join(parts[:end]) + "." for end in range(1, len(parts))}
+    best = max(
+        sorted(prefixes, key=len), key=lambda prefix: sum(prefix + name in plain for name in model)
+    )
+    found_names = {name: value for name, value in plain.items() if name.startswith(best)}
+    if best or plain.keys() != state.keys():
+        taken = " and ".join(
+            [repr(COMPILED)] * (plain.keys() != state.keys()) + [repr(best)] * bool(best)
+        )
+        rest = len(plain) - len(found_names)
+        log.info(
+            "%s: %s is taken from its names%s", path, taken,
+            f", and {rest} tensors that lie elsewhere are left out" if rest else "",
+        )  # fmt: skip
+    return {name.removeprefix(best): value for name, value in found_names.items()}
 
 
 def not_finite(state: State) -> str | None:
@@ -262,6 +320,8 @@ def _reason(error: Exception) -> str:
 
 def _first_difference(model: State, state: State) -> str | None:
     for name, value in model.items():
+        if name not in state and name.endswith("num_batches_tracked"):
+            continue  # PyTorch before 0.4 did not count
         if name not in state:
             return f"the model has {name!r} and the checkpoint has not"
         if state[name].shape != value.shape:

@@ -1,0 +1,127 @@
+"""Networks that are not npmerge's: torchvision's, timm's, a function's, and folders of Hugging Face."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from npmerge.named import attribute, takes
+
+LIBRARIES = ("torchvision", "timm")
+"""Whose networks are known by name, as in ``timm:resnet18``."""
+
+CLASSES = ("num_classes", "classes")
+"""What a factory may call the number of its outputs."""
+
+
+def build_outside(name: str, classes: int | None) -> nn.Module:
+    """Build a network without its trained weights; nothing is downloaded.
+
+    Args:
+        name: ``torchvision:NAME``, ``timm:NAME``, or ``package.module:factory``. A factory gets the classes as
+            ``num_classes`` or ``classes`` where it takes one of these, else as the one argument that it cannot do
+            without, else not at all.
+        classes: how many outputs; ``None`` if that is not known.
+
+    Raises:
+        ValueError: it cannot be built, or classes are needed and not known.
+    """
+    library, _, inner = name.partition(":")
+    advice = "give torchvision:NAME, timm:NAME, or package.module:factory"
+    try:
+        if library == "torchvision":
+            from torchvision.models import get_model
+
+            model: Any = get_model(inner, weights=None, num_classes=_needed(classes))
+        elif library == "timm":
+            import timm
+
+            model = timm.create_model(inner, pretrained=False, num_classes=_needed(classes))
+        else:
+            model = _made(attribute(name, "model factory"), classes)
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reason.startswith("model factory"):
+            raise
+        raise ValueError(f"model factory {name!r} does not work ({reason}): {advice}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model factory {name!r} gave a {type(model).__name__}, not a module: {advice}"
+        )
+    return model
+
+
+def _made(factory: Any, classes: int | None) -> Any:
+    known, anything, required = takes(factory)
+    for keyword in CLASSES:
+        if keyword in known:
+            return factory(**{keyword: _needed(classes)})
+    if len(required) == 1:
+        return factory(_needed(classes))
+    return factory(num_classes=_needed(classes)) if anything and not required else factory()
+
+
+def _needed(classes: int | None) -> int:
+    if classes is None:
+        raise ValueError("the number of classes is not known, give --classes")
+    return classes
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether a path is a model folder of Hugging Face: it holds a ``config.json``."""
+    return (Path(path) / "config.json").is_file()
+
+
+def load_folder(path: Path | str) -> nn.Module:
+    """Load a folder that ``save_pretrained`` has written; nothing is downloaded, and no code of it is run.
+
+    Args:
+        path: the folder. Its ``config.json`` names the class of the model.
+
+    Returns:
+        The model in evaluation mode, in the types it was saved in.
+
+    Raises:
+        ValueError: it is damaged, lacks weights, or transformers does not know its class.
+    """
+    import transformers
+
+    path = Path(path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        (name, *_) = config.architectures or [""]
+        model, found = getattr(transformers, name).from_pretrained(
+            path, local_files_only=True, dtype="auto", output_loading_info=True
+        )
+    except Exception as error:  # transformers raises what the libraries below it raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be loaded by transformers ({reason})") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        for key in sorted(map(str, found[problem])):
+            raise ValueError(f"{path} does not fit a {name}: {problem.replace('_', ' ')}: {key}")
+    loaded: nn.Module = model
+    return loaded.eval()
+
+
+def save_folder(model: nn.Module, like: Path | str, path: Path | str) -> None:
+    """Write a model as a folder that ``from_pretrained`` loads.
+
+    Args:
+        model: of a class of transformers.
+        like: a folder of that model, whose tokenizer and preprocessor files are copied.
+        path: the folder to write.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    model.save_pretrained(path)  # type: ignore[operator]
+    weights = (".safetensors", ".bin", ".h5", ".msgpack", ".index.json")
+    for file in Path(like).iterdir():
+        if not file.is_file() or file.name.startswith(".") or file.name.endswith(weights):
+            continue
+        if file.name != "README.md" and not (path / file.name).exists():
+            shutil.copyfile(file, path / file.name)
