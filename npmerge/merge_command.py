@@ -303,7 +303,7 @@ class _Bench:
 
         self.parts = open_data(
             options.data,
-            Preprocessing(options.image_size, options.mean, options.std, options.transform),
+            Preprocessing(**_preprocessing(files[0], options)),
             batch_size=options.batch_size, validation=options.validation, seed=options.seed,
             device=device,
         )  # fmt: skip
@@ -331,6 +331,17 @@ class _Bench:
             return found
         scored = score(model, data)
         return {"accuracy": scored.top1, "loss": scored.loss}
+
+
+def _preprocessing(file: Path, options: MergeOptions) -> dict[str, Any]:
+    """What is asked for, before what a folder says of itself."""
+    from npmerge.models.outside import image_processing
+
+    names = ("image_size", "mean", "std", "transform")
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if not Path(options.data).is_dir() or not _is_folder(file):
+        return asked
+    return image_processing(file) | asked
 
 
 def alpha_path(output: Path) -> Path:

@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 from tiny import assert_same_state, net
 from torch import Tensor
 
-from npmerge.store.checkpoints import kept, read_checked, save_state, write_checked
+from npmerge.store.checkpoints import (
+    kept,
+    load_into,
+    load_state,
+    read_checked,
+    save_state,
+    write_checked,
+)
 from npmerge.store.files import DamagedError, locked
 
 MADE_OF = {"seed": 0, "recipe": {"lr": 0.1, "epochs": (1, 2)}}
@@ -152,3 +159,73 @@ def test_what_cannot_be_kept_is_not_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file/x cannot be written"):
         kept(tmp_path / "file" / "x", MADE_OF, lambda: pytest.fail("made"))
+
+
+# Checkpoints of other programs
+
+
+def as_lightning(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    inside = {f"model.{name}": value for name, value in tensors.items()}
+    return {"state_dict": inside | {"criterion.weight": torch.ones(2)}, "epoch": 3, "loops": {}}
+
+
+WRAPPED: dict[str, Any] = {
+    "plain": dict,
+    "lightning": as_lightning,
+    "under a key": lambda tensors: {"model": tensors, "optimizer": {"lr": 0.1}, "epoch": 1},
+    "data parallel": lambda tensors: {f"module.{n}": v for n, v in tensors.items()},
+    "compiled": lambda tensors: {f"_orig_mod.{n}": v for n, v in tensors.items()},
+    "both": lambda tensors: {f"module._orig_mod.{n}": v for n, v in tensors.items()},
+    "lightning of compiled": lambda tensors: {
+        "state_dict": {f"net._orig_mod.{n}": v for n, v in tensors.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".bin"])
+def test_what_other_programs_wrap_a_state_dict_in_is_taken_away_and_said(
+    kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / f"x{ending}"
+    torch.save(WRAPPED[kind](state()), path)
+    assert_same_state(load_into(net(1), path).state_dict(), state())
+    assert (str(path) in caplog.text) == (kind != "plain")
+    if kind == "lightning":
+        assert "its 'state_dict' is read" in caplog.text
+        assert "'model.' is taken from its names, and 1 tensors that lie elsewhere" in caplog.text
+
+
+def test_what_a_file_is_its_content_tells(tmp_path: Path) -> None:
+    save_file(state(), tmp_path / "x.ckpt")
+    assert_same_state(load_state(tmp_path / "x.ckpt"), state())
+    torch.save(state(), tmp_path / "x")
+    assert_same_state(load_state(tmp_path / "x"), state())
+
+
+def test_a_name_of_the_model_s_own_is_no_wrapper(tmp_path: Path) -> None:
+    model = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 2), "net": torch.nn.Linear(2, 2)})
+    save_file(model.state_dict(), tmp_path / "x")
+    load_into(model, tmp_path / "x")
+    only = torch.nn.ModuleDict({"model": torch.nn.Linear(2, 2)})
+    torch.save({f"module.{n}": v for n, v in only.state_dict().items()}, tmp_path / "y")
+    load_into(only, tmp_path / "y")
+    with pytest.raises(ValueError, match=r"does not fit the model: the model has 'net.weight'"):
+        load_into(model, tmp_path / "y")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_is_loaded_in_the_types_of_its_checkpoint(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    half = net().to(dtype).state_dict()
+    save_file(half, tmp_path / "x")
+    loaded = load_into(net(1), tmp_path / "x").state_dict()
+    assert {v.dtype for n, v in loaded.items() if "num_batches" not in n} == {dtype}
+    assert_same_state(loaded, half)
+
+
+def test_an_old_batch_norm_that_has_not_counted_is_loaded(tmp_path: Path) -> None:
+    save_file({n: v for n, v in state().items() if "num_batches" not in n}, tmp_path / "x")
+    assert_same_state(load_into(net(1), tmp_path / "x").state_dict(), state())

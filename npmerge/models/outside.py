@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +96,10 @@ def load_folder(path: Path | str) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         (name, *_) = config.architectures or [""]
-        model, found = getattr(transformers, name).from_pretrained(
-            path, local_files_only=True, dtype="auto", output_loading_info=True
-        )
+        with _silent():
+            model, found = getattr(transformers, name).from_pretrained(
+                path, local_files_only=True, dtype="auto", output_loading_info=True
+            )
     except Exception as error:  # transformers raises what the libraries below it raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be loaded by transformers ({reason})") from error
@@ -118,10 +122,41 @@ def save_folder(model: nn.Module, like: Path | str, path: Path | str) -> None:
         OSError: it cannot be written.
     """
     path = Path(path)
-    model.save_pretrained(path)  # type: ignore[operator]
+    with _silent():
+        model.save_pretrained(path)  # type: ignore[operator]
     weights = (".safetensors", ".bin", ".h5", ".msgpack", ".index.json")
     for file in Path(like).iterdir():
         if not file.is_file() or file.name.startswith(".") or file.name.endswith(weights):
             continue
         if file.name != "README.md" and not (path / file.name).exists():
             shutil.copyfile(file, path / file.name)
+
+
+def image_processing(path: Path | str) -> dict[str, Any]:
+    """What a folder's image processor does to images: ``image_size``, ``mean`` and ``std``, as far as it says.
+
+    Args:
+        path: the folder.
+    """
+    file = Path(path) / "preprocessor_config.json"
+    words = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    size = words.get("crop_size") or words.get("size") or {}
+    side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
+    found = {"image_size": side}
+    if words.get("do_normalize", True):
+        found |= {"mean": words.get("image_mean"), "std": words.get("image_std")}
+    return {key: value for key, value in found.items() if value}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the progress bars of transformers, which has one switch for all."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
