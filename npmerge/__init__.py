@@ -8,26 +8,38 @@ from npmerge._version import __version__
 if TYPE_CHECKING:
     from npmerge import aggregate, align, correct, data, evaluate, experiments, many, models
     from npmerge.correct import reset_batchnorm
+    from npmerge.inspection import Inspection, inspect
     from npmerge.merging import Choice, HeldOut, Merged, merge
     from npmerge.methods import METHODS, method
-    from npmerge.symmetry import Group, Slot, SymmetryError, find_symmetry
+    from npmerge.symmetry import (
+        Group,
+        Slot,
+        Symmetry,
+        SymmetryError,
+        check_symmetry,
+        find_symmetry,
+    )
 
 __all__ = [
     "METHODS",
     "Choice",
     "Group",
     "HeldOut",
+    "Inspection",
     "Merged",
     "Slot",
+    "Symmetry",
     "SymmetryError",
     "__version__",
     "aggregate",
     "align",
+    "check_symmetry",
     "correct",
     "data",
     "evaluate",
     "experiments",
     "find_symmetry",
+    "inspect",
     "many",
     "merge",
     "method",
@@ -39,12 +51,16 @@ _PLACES = {
     "METHODS": "npmerge.methods",
     "method": "npmerge.methods",
     "Choice": "npmerge.merging",
+    "Inspection": "npmerge.inspection",
+    "inspect": "npmerge.inspection",
     "HeldOut": "npmerge.merging",
     "Merged": "npmerge.merging",
     "merge": "npmerge.merging",
     "Group": "npmerge.symmetry",
     "Slot": "npmerge.symmetry",
+    "Symmetry": "npmerge.symmetry",
     "SymmetryError": "npmerge.symmetry",
+    "check_symmetry": "npmerge.symmetry",
     "find_symmetry": "npmerge.symmetry",
     "reset_batchnorm": "npmerge.correct",
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,16 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import assert_same_state
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 import npmerge as npm
 from npmerge.cli import main
 from npmerge.data import load
+from npmerge.data.user import Preprocessing, open_data
 from npmerge.merge_command import MergeOptions, alpha_path, merge_checkpoints
 from npmerge.models import resnet20
+from npmerge.models.outside import build_outside, load_folder
 from npmerge.store.checkpoints import load_into, load_state, save_state
 from npmerge.training import fit
 
@@ -349,7 +356,10 @@ def test_what_is_wrong_is_said_in_one_line(
         ("nowhere:factory", "model factory 'nowhere:factory' does not work (No module named"),
         (":factory", "model factory ':factory' does not work ("),
         ("test_merge_command:absent", "has no attribute 'absent'"),
-        ("test_merge_command:of_two", "factory 'test_merge_command:of_two' does not work (of_two()"),
+        (
+            "test_merge_command:of_two",
+            "factory 'test_merge_command:of_two' does not work (of_two()",
+        ),
         ("test_merge_command:without_module", "gave a int, not a module"),
         ("torchvision:resnet19", "model factory 'torchvision:resnet19' does not work (Unknown mod"),
         ("timm:resnet19", "model factory 'timm:resnet19' does not work (Unknown model"),
@@ -418,3 +428,350 @@ def assert_one_line(command: list[str], message: str, capsys: pytest.CaptureFixt
     assert line.startswith("npmerge: ")
     assert message in line
     assert contents() == before
+
+
+# Data of one's own
+
+
+def pictures(
+    folder: Path, parts: Sequence[str], count: int = 6, size: tuple[int, int] = (9, 7)
+) -> None:
+    """Grey pictures of ten classes, each of another brightness."""
+    generator = torch.Generator().manual_seed(0)
+    for part in parts:
+        for label in range(10):
+            place = folder / part / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                noise = torch.randint(20, size, generator=generator) + 20 * label
+                Image.fromarray(noise.to(torch.uint8).numpy()).save(place / f"{number}.png")
+
+
+def seven(image: Image.Image) -> Tensor:
+    assert image.size == (7, 9)
+    return torch.full((1, 4, 4), 7.0)
+
+
+def batches(batch_size: int, image_size: int) -> dict[str, Any]:
+    data = load("digits", image_size=image_size)
+    return {
+        "train": data.plain_batches("train", batch_size),
+        "test": data.plain_batches("test", batch_size),
+    }
+
+
+def three(batch_size: int) -> tuple[Any, ...]:
+    data = batches(batch_size, 4)
+    return data["train"], data["test"], None
+
+
+def listed() -> list[Any]:
+    return list(batches(500, 4)["test"])
+
+
+def nothing() -> dict[str, Any]:
+    return {"training": []}
+
+
+def squares(outputs: Tensor, batch: Any) -> Tensor:
+    return (outputs.softmax(1) - one_hot(batch[-1], 10)).square().mean()
+
+
+def hits(outputs: Tensor, batch: Any) -> Tensor:
+    return (outputs.argmax(1) == batch[-1]).double().mean()
+
+
+MINE = ["--model", "resnet20", "--width", "0.125", "--quiet", "--device", "cpu"]
+
+
+def own(*words: str) -> int:
+    return main(
+        ["merge", "a.safetensors", "b.safetensors", "--output", "m.safetensors", *MINE, *words]
+    )
+
+
+def test_a_folder_of_images_is_cut_to_size_and_normalised(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(Path("images"), ["train", "val", "test"])
+    words = ["--data", "images", "--image-size", "4", "--mean", "0.5", "--std", "0.25"]
+    assert own(*words, "--epochs", "2", "--batch-size", "16", "--history", "h.csv") == 0
+    assert list(printed(capsys.readouterr().out)) == ["A", "B", "ensemble", "mean", "merged"]
+    how = metadata("m.safetensors")
+    assert how["scored_on"] == "test"
+    assert "validation" in Path("h.csv").read_text().splitlines()[0]
+    parts = open_data("images", Preprocessing(4, (0.5,), (0.25,)), batch_size=16)
+    assert parts.classes == 10
+    pixels, labels = (torch.cat(part) for part in zip(*parts.judged[1], strict=True))
+    assert pixels.shape == (60, 1, 4, 4)
+    assert labels.tolist() == sorted([*range(10)] * 6)
+    shades = torch.tensor([pixels[labels == k].mean() for k in range(10)])
+    expected = ((9.5 + 20 * torch.arange(10)) / 255 - 0.5) / 0.25
+    assert torch.allclose(shades, expected, atol=0.1)
+    orders = [[y.tolist() for _, y in parts.learn(seed)] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_folder_without_parts_is_training_data_of_which_a_share_is_held_out(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(Path("images"), ["."])
+    words = ["--data", "images", "--transform", "test_merge_command:seven", "--epochs", "1"]
+    assert own(*words) == 0
+    assert metadata("m.safetensors")["scored_on"] == "train"
+    assert own(*words, "--validation", "0.25", "--force") == 0
+    assert metadata("m.safetensors")["scored_on"] == "validation"
+    parts = open_data(
+        "images", Preprocessing(transform="test_merge_command:seven"), batch_size=9, validation=0.25
+    )
+    assert parts.validation is not None
+    counts = [
+        sum(len(y) for _, y in data) for data in (parts.train, parts.learn(0), parts.validation)
+    ]
+    assert counts == [45, 45, 15]
+    assert all((x == 7).all() for x, _ in parts.train)
+
+
+@pytest.mark.parametrize(
+    ("function", "scored_on"), [("batches", "test"), ("three", "validation"), ("listed", "train")]
+)
+def test_data_may_come_from_a_function(
+    function: str, scored_on: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", f"test_merge_command:{function}", "--image-size", "4", "--classes", "10"]
+    assert own(*words, "--epochs", "1") == 0
+    mine = printed(capsys.readouterr().out)
+    assert metadata("m.safetensors")["scored_on"] == scored_on
+    test = load("digits", image_size=4).plain_batches("test", 500)
+    known = npm.evaluate.score(model_of(load_file("a.safetensors")), test)
+    assert mine["A"] == pytest.approx((known.top1, known.loss), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere:data"], "data 'nowhere:data' does not work (No module named"),
+        (["--data", "test_merge_command:nothing"], "gave other parts than train, validation and"),
+        (["--data", "test_merge_command:listed", "--classes", "10", "--validation", "0.1"], "own parts"),
+        (["--data", "test_merge_command:listed"], "resnet20 is a network for images: give data of"),
+        (["--data", "images"], "the size of the images is not known: give image_size"),
+        (["--data", "images", "--image-size", "4", "--mean", "1", "2"], "one or three of each"),
+        (["--data", "images", "--image-size", "4", "--std", "0"], "give one or three of each"),
+        (["--data", "images", "--image-size", "4", "--validation", "1"], "a share between 0 and 1"),
+        (["--data", "empty", "--image-size", "4"], "Couldn't find any class folder in empty"),
+        (["--data", "digits", "--mean", "1"], "digits has its own mean, std and transform"),
+        (["--data", "digits", "--image-size", "4", "--patience", "2"], "patience is 2: give at lea"),
+        (["--data", "digits", "--history", "h.txt"], "history is h.txt: give a name that ends in"),
+        (["--data", "digits", "--align", "x.safetensors"], "x.safetensors"),
+        (["--data", "digits", "--loss", "test_merge_command:absent"], "loss 'test_merge_command:abs"),
+        (["--data", "digits", "--output", "a.md"], "output is a.md: give a name that ends in"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_one_s_own_is_said_in_one_line(
+    words: list[str], message: str, here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(Path("images"), ["train"])
+    Path("empty").mkdir()
+    command = [
+        "merge",
+        "a.safetensors",
+        "b.safetensors",
+        "--output",
+        "m.safetensors",
+        *MINE,
+        *words,
+    ]
+    assert_one_line(command, message, capsys)
+
+
+def test_without_an_output_or_a_model_it_says_so(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", "a.safetensors", "b.safetensors", "--data", "digits", "--quiet"]
+    assert_one_line([*command, "--model", "resnet20"], "no output: give --output, or", capsys)
+    message = "the model of a.safetensors is not known: give --model vgg11"
+    assert_one_line([*command, "--output", "m.safetensors"], message, capsys)
+
+
+# Validation, a loss and a metric, what is kept beside
+
+
+def test_learning_stops_when_a_metric_gets_no_better_and_the_history_is_written(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--loss", "test_merge_command:squares", "--metric", "test_merge_command:hits"]
+    words += ["--validation", "0.2", "--patience", "1", "--epochs", "30", "--lr", "0.3"]
+    assert merge(*words, "--history", "h.json") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["metric", "loss"]
+    assert [line.split()[0] for line in out[1:-1]] == ["A", "B", "mean", "merged"]
+    history = json.loads(Path("h.json").read_text())
+    values = [row["validation"] for row in history]
+    assert len(values) < 30
+    assert values[-1] <= max(values[:-1])  # it stopped at the first epoch that was no better
+    assert values[:-1] == sorted(set(values[:-1]))
+    assert all(row["loss"] < 1 for row in history)
+
+
+def test_an_alignment_is_saved_and_used_again(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert averaged("--save-alignment", "found.safetensors") == 0
+    first = printed(capsys.readouterr().out)
+    monkeypatch.setattr(
+        "npmerge.align.correlation.covariances", lambda *_, **__: pytest.fail("again")
+    )
+    assert averaged("--align", "found.safetensors", "--force") == 0
+    assert printed(capsys.readouterr().out) == first
+    three = ["merge", *["a.safetensors"] * 3, "--output", "x.safetensors", *MODEL]
+    assert_one_line([*three, "--save-alignment", "y.safetensors"], "is for two models", capsys)
+
+
+def test_a_report_looks_and_writes_nothing(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", "a.safetensors", "b.safetensors", "--report", *MODEL, "--quiet"]) == 0
+    out = capsys.readouterr().out
+    a, b = (model_of(load_file(f"{name}.safetensors")) for name in "ab")
+    data = load("digits", image_size=4)
+    found = npm.inspect(
+        a, b, data.plain_batches("train", 500), judged=data.plain_batches("test", 500)
+    )
+    assert out == f"{found}\n"
+    assert contents() == here
+
+
+def test_a_model_card_says_what_went_in_and_what_came_out(here: dict[str, bytes]) -> None:
+    assert merge("--seed", "7", "--lr", "0.02") == 0
+    card, how = Path("m.md").read_text(), metadata("m.safetensors")
+    for name in ("a", "b"):
+        digest = hashlib.sha256(here[f"{name}.safetensors"]).hexdigest()
+        assert f"| `{name}.safetensors` | `{digest}` |" in card
+    assert "| aggregate | `np_merge` | epochs = `1`, lr = `0.02` |" in card
+    assert "| align | `permute` | defaults |" in card
+    assert "| seed | `7` |" in card
+    best = how["scores"]["merged"]
+    assert f"| merged | {best['accuracy']:.4f} | {best['loss']:.4f} |" in card
+    assert f"torch {torch.__version__.partition('+')[0]}" in card
+    assert "## Scores (test data)" in card
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_written_as_it_came(dtype: torch.dtype, here: dict[str, bytes]) -> None:
+    for name in "ab":
+        state = load_file(f"{name}.safetensors")
+        save_file(
+            {n: v.to(dtype) if v.is_floating_point() else v for n, v in state.items()},
+            f"{name}.safetensors",
+        )
+    assert merge() == 0
+    found = load_file("m.safetensors")
+    assert {v.dtype for v in found.values() if v.is_floating_point()} == {dtype}
+    assert factory(10).load_state_dict(found)
+
+
+# Models of other libraries
+
+
+def tiny_vit(num_classes: int) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=num_classes, img_size=8, patch_size=4, depth=2,
+        embed_dim=24, num_heads=3,
+    )  # fmt: skip
+    return model
+
+
+def with_any_keyword(*, weights: str | None = None, **more: Any) -> nn.Module:
+    assert weights is None
+    return resnet20(more["num_classes"], 0.125)
+
+
+def sized(width: int = 3) -> nn.Module:
+    assert width == 3
+    return resnet20(10, 0.125)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision:resnet18", "timm:resnet10t", "torchvision.models:resnet18",
+        "timm.models:resnet18", "test_merge_command:tiny_vit", "test_merge_command:of_colour",
+        "test_merge_command:with_any_keyword", "test_merge_command:sized",
+    ],
+)  # fmt: skip
+def test_a_network_of_a_library_is_built_without_a_download(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("asked"))
+    model = build_outside(name, 10).eval()
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+    if "sized" not in name:
+        with pytest.raises(ValueError, match="the number of classes is not known, give --classes"):
+            build_outside(name, None)
+
+
+def test_folders_of_hugging_face_become_a_folder_that_from_pretrained_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        config = transformers.ViTConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            image_size=8, patch_size=4, num_labels=10,
+        )  # fmt: skip
+        transformers.ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(name)
+        processor = transformers.ViTImageProcessor(
+            size={"height": 8, "width": 8}, image_mean=[0.4] * 3
+        )
+        processor.save_pretrained(name)
+        Path(name, "vocabulary.txt").write_text("words")
+        Path(name, "README.md").write_text("mine")
+    pictures(Path("images"), ["train", "test"])
+    capsys.readouterr()
+    command = ["merge", "a", "b", "--output", "m", "--data", "images", "--epochs", "1"]
+    command += ["--device", "cpu", "--quiet"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "m"
+    assert err == ""  # no bar but ours
+    assert {path.name for path in Path("m").iterdir()} == {
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "vocabulary.txt",
+    }  # fmt: skip
+    model = transformers.ViTForImageClassification.from_pretrained("m", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert "## Scores (test data)" in Path("m/README.md").read_text()
+    test = open_data("images", Preprocessing(8, (0.4,) * 3, (0.5,) * 3), batch_size=500).judged[1]
+    found = npm.evaluate.score(model.float(), test)
+    assert printed(out)["merged"][1] == pytest.approx(found.loss, abs=2e-2)
+    before = {name: Path(name, "model.safetensors").read_bytes() for name in "abm"}
+    assert main(command) == 1
+    assert "output m exists already" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert Path("a/model.safetensors").read_bytes() == before["a"]
+    assert not list(Path().glob(".*"))
+    Path("b/config.json").write_text("{}")
+    assert main([*command, "--force"]) == 1
+    assert "npmerge: b cannot be loaded by transformers (" in capsys.readouterr().err
+    assert Path("m/model.safetensors").read_bytes() == before["m"]
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=8,
+        patch_size=4,
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["classifier.weight"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"does not fit a ViTFor.*: missing keys: classifier\.weight"
+    ):
+        load_folder(tmp_path)

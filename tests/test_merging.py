@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import csv
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +36,7 @@ def test_the_steps_of_the_front_door_work_together() -> None:
     groups = npm.find_symmetry(a, EXAMPLE)
     assert [group.size for group in groups] == [6, 6, 5]
     alignment = npm.align.permute(a, b, data)
-    assert alignment.groups == groups
+    assert alignment.groups == groups.groups
     aligned = alignment.apply(b)
     assert torch.allclose(aligned.eval()(pixels), net(1).eval()(pixels), atol=1e-4)
     result = npm.aggregate.np_merge(a, aligned, data, epochs=2, lr=1e-2)
@@ -57,7 +60,9 @@ def test_one_call_is_align_aggregate_and_correct(align: str, aggregate: str) -> 
     options = options_of(aggregate, epochs=2, lr=0.05)
     merged = npm.merge([a, b], data, align=align, aggregate=aggregate, aggregate_options=options)
     step = METHODS[align]
-    aligned = step.function(a, b, data if "data" in step.parameters else EXAMPLE).apply(b)
+    needs = {"data": data, "example": EXAMPLE}
+    given = {name: value for name, value in needs.items() if name in step.parameters}
+    aligned = step.function(a, b, **given).apply(b)
     last = METHODS[aggregate]
     by_hand = last.function(a, aligned, *[data] * ("data" in last.parameters), **options)
     by_hand = by_hand if isinstance(by_hand, nn.Module) else by_hand.model
@@ -225,11 +230,11 @@ def test_a_loss_of_one_s_own_and_batches_that_are_dictionaries() -> None:
 
 PUBLIC: dict[str, Callable[[nn.Module, nn.Module, Any], object]] = {
     "find_symmetry": lambda a, *_: npm.find_symmetry(a, EXAMPLE),
-    "align.identity": lambda a, b, _: npm.align.identity(a, b, EXAMPLE),
+    "align.identity": lambda a, b, _: npm.align.identity(a, b),
     "align.permute": lambda a, b, data: npm.align.permute(a, b, data),
     "align.weight_matching": lambda a, b, _: npm.align.weight_matching(a, b, EXAMPLE),
     "align.cca": lambda a, b, data: npm.align.cca(a, b, data, ridge=0.1),
-    "Alignment.apply": lambda a, b, _: npm.align.identity(a, b, EXAMPLE).apply(b),
+    "Alignment.apply": lambda a, b, _: npm.align.identity(a, b).apply(b),
     "mean": lambda a, b, _: npm.aggregate.mean(a, b),
     "np_merge": lambda a, b, data: npm.aggregate.np_merge(a, b, data, epochs=1, lr=0.1),
     "finetune": lambda a, b, data: npm.aggregate.finetune(a, b, data, epochs=1),
@@ -322,3 +327,229 @@ def test_progress_is_shown_only_when_asked_for(capfd: pytest.CaptureFixture[str]
 def test_everything_exported_is_there_and_documented() -> None:
     for name in npm.__all__:
         assert (getattr(npm, name).__doc__ or "").strip(), name
+
+
+# Models as users have them
+
+
+def wrapped(seed: int) -> dict[str, nn.Module]:
+    return {
+        "compiled": torch.compile(net(seed)),
+        "data parallel": nn.DataParallel(net(seed)),
+        "both": torch.compile(nn.DataParallel(net(seed))),
+    }
+
+
+@pytest.mark.parametrize("kind", ["compiled", "data parallel", "both"])
+def test_compiled_and_parallel_models_are_unwrapped(kind: str) -> None:
+    options: dict[str, Any] = {"aggregate_options": {"epochs": 1}}
+    merged = npm.merge([wrapped(0)[kind], lambda: wrapped(1)[kind]], loader(), **options)
+    assert type(merged.model) is nn.Sequential
+    plain = npm.merge([net(0), net(1)], loader(), **options)
+    assert_same_state(merged.model.state_dict(), plain.model.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 3])
+def test_half_precision_is_computed_in_float32_and_comes_back(
+    dtype: torch.dtype, count: int
+) -> None:
+    models = [net(seed).to(dtype) for seed in range(count)]
+    before = [Snapshot.of(model) for model in models]
+    options: dict[str, Any] = {"aggregate_options": {"epochs": 2, "lr": 0.05}}
+    merged = npm.merge([models[0], *(lambda m=m: m for m in models[1:])], loader(), **options)
+    exact = npm.merge([model.float() for model in map(copy.deepcopy, models)], loader(), **options)
+    assert_same_state(merged.model.state_dict(), exact.model.to(dtype).state_dict())
+    assert merged.history == exact.history
+    assert score(merged.model, loader()).loss < 10  # float32 images into a model in half precision
+    for snapshot, model in zip(before, models, strict=True):
+        snapshot.assert_still(model)
+
+
+@pytest.mark.gpu
+def test_a_merge_on_a_gpu_gives_a_model_on_the_cpu() -> None:
+    a, b = net(0).half(), net(1).half()
+    merged = npm.merge([a, b], loader(), device="cuda", aggregate_options={"epochs": 1})
+    assert {(t.device.type, t.dtype) for t in merged.model.parameters()} == {("cpu", torch.float16)}
+    on_cpu = npm.merge([a, b], loader(), aggregate_options={"epochs": 1}, mixed_precision=False)
+    assert merged.history == pytest.approx(on_cpu.history, rel=0.05)
+
+
+def test_what_is_frozen_is_averaged() -> None:
+    a, b = net(0), net(1)
+    a[0].weight.requires_grad_(requires_grad=False)
+    merged = npm.merge([a, b], loader(), align="identity", aggregate_options={"lr": 0.1})
+    assert torch.equal(merged.model[0].weight, npm.aggregate.mean(a, b)[0].weight)
+    assert not merged.model[0].weight.requires_grad
+
+
+class Unknown(nn.Module):
+    """An operation that nobody knows the symmetry of: it leaves PyTorch."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.net = net(seed)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.net(images)
+        return logits + torch.from_numpy(logits.detach().numpy())
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "np_merge"])
+def test_without_an_alignment_any_model_is_merged(aggregate: str) -> None:
+    merged = npm.merge([Unknown(0), Unknown(1)], loader(), align="identity", aggregate=aggregate)
+    assert isinstance(merged.model, Unknown)
+    many = npm.merge(
+        [Unknown(s) for s in range(3)], loader(), align="identity", aggregate=aggregate
+    )
+    assert isinstance(many.model, Unknown)
+    with pytest.raises(npm.SymmetryError, match="numpy"):
+        npm.merge([Unknown(0), Unknown(1)], loader(), aggregate="mean")
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.net = net(seed)
+
+    def forward(self, images: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.net(images * scale.view(-1, 1, 1, 1))}
+
+
+@pytest.mark.parametrize("align", ["permute", "weight_matching", "identity"])
+def test_models_may_take_several_inputs_by_place_or_by_name(align: str) -> None:
+    ones = [torch.ones(len(y)) for _, y in loader()]
+    pairs = loader()
+    tuples = [(x, one, y) for (x, y), one in zip(pairs, ones, strict=True)]
+    named = [{"scale": s, "images": x, "labels": y} for x, s, y in tuples]
+    options: dict[str, Any] = {"align": align, "aggregate_options": {"epochs": 1}}
+    plain = npm.merge([net(0), net(1)], pairs, **options).model.state_dict()
+    for data in (tuples, named):
+        merged = npm.merge([TwoInputs(0), TwoInputs(1)], data, **options)
+        assert_same_state(merged.model.net.state_dict(), plain)
+
+
+# Validation, a metric, a history
+
+
+def hits(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+    return (outputs.argmax(1) == batch[1]).float().mean()
+
+
+def test_the_best_epoch_on_validation_data_is_what_comes_back() -> None:
+    """Validated as the result is: corrected. Here the learning rate is far too high, so the best is not the last."""
+    a, b, data = net(0), net(1), loader(48)
+    options: dict[str, Any] = {"align": "identity", "aggregate": "finetune", "seed": 3}
+    learning = {"epochs": 6, "lr": 0.5}
+    merged = npm.merge([a, b], data[:4], validation=data[4:], aggregate_options=learning, **options)
+    losses = [row["validation"] for row in merged.epochs]
+    best = losses.index(min(losses)) + 1
+    assert best < 6 == len(merged.history)
+    assert score(merged.model, data[4:]).loss == pytest.approx(min(losses), rel=1e-5)
+    shorter = npm.merge([a, b], data[:4], aggregate_options={"epochs": best, "lr": 0.5}, **options)
+    assert_same_state(merged.model.state_dict(), shorter.model.state_dict())
+    stopped = npm.merge(
+        [a, b], data[:4], validation=data[4:], patience=1, aggregate_options=learning, **options
+    )
+    assert len(stopped.history) < 6
+    with pytest.raises(ValueError, match="give validation or saved"):
+        npm.merge([a, b], data, validation=data, saved=Path("x"), aggregate_options=learning)
+
+
+def test_a_metric_of_one_s_own_chooses_the_epoch_the_higher_the_better() -> None:
+    data = loader(48)
+    merged = npm.merge(
+        [net(0), net(1)], data, validation=data, metric=hits, aggregate="finetune",
+        aggregate_options={"epochs": 5, "lr": 0.2},
+    )  # fmt: skip
+    values = [row["validation"] for row in merged.epochs]
+    assert max(values) > min(values)
+    assert score(merged.model, data).top1 == pytest.approx(100 * max(values), abs=1e-3)
+
+
+def test_options_are_chosen_by_the_loss_or_the_metric_of_one_s_own() -> None:
+    data = loader(48)
+
+    def squares(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (outputs.sigmoid()[:, 0] - batch[1]).square().mean()
+
+    pairs = [(x, x.mean((1, 2, 3))) for x, _ in data]  # labels that are no classes
+    held_out = HeldOut(pairs[:4], pairs[:4], pairs[4:])
+    choice: dict[str, Any] = {"aggregate_options": {"epochs": 3, "lr": Choice((1e-6, 0.1))}}
+    by_loss = npm.merge([net(0), net(1)], pairs, loss=squares, held_out=held_out, **choice)
+    assert by_loss.chosen["lr"]["chosen"] == 0.1
+    assert all(value < 0 for value in by_loss.chosen["lr"]["trials"].values())
+    by_metric = npm.merge(
+        [net(0), net(1)], pairs, loss=squares, metric=squares, held_out=held_out, **choice
+    )
+    assert by_metric.chosen["lr"]["chosen"] == 1e-6
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_the_history_of_every_merge_is_written(ending: str, tmp_path: Path) -> None:
+    data, path_ = loader(), tmp_path / f"history.{ending}"
+    options: dict[str, Any] = {"aggregate_options": {"epochs": 2}}
+    merged = npm.merge([net(seed) for seed in range(3)], data, validation=data, **options)
+    merged.save_history(path_)
+    if ending == "csv":
+        with path_.open(encoding="utf-8", newline="") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    else:
+        rows = json.loads(path_.read_text())
+    assert rows == merged.epochs
+    assert [(row["merge"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [row["loss"] for row in rows[2:]] == merged.history
+    assert all(math.isfinite(row["validation"]) for row in rows)
+    with pytest.raises(ValueError, match=r"history is .*x.txt: give a name that ends in .csv or"):
+        merged.save_history(tmp_path / "x.txt")
+    npm.merge([net(0), net(1)], data, aggregate="mean").save_history(path_)  # nothing was learned
+    assert path_.read_text().strip() in ("merge,epoch,loss", "[]")
+
+
+# Before a merge
+
+
+def test_an_inspection_tells_groups_barriers_and_batch_norm() -> None:
+    a, data = net(0), loader(64)
+    training.fit(a, data, torch.optim.Adam(a.parameters(), lr=0.05), epochs=10)
+    groups = npm.find_symmetry(a, EXAMPLE)
+    generator = torch.Generator().manual_seed(0)
+    perms = [torch.randperm(group.size, generator=generator) for group in groups]
+    b = npm.align.Alignment.from_permutations(groups, perms).apply(a)
+    found = npm.inspect(a, b, data)
+    before, after = found.barriers
+    assert before > 0.01 > after  # B is A with its channels shuffled: aligned, they are one point
+    assert found.symmetry is not None
+    assert len(found.symmetry) == 3
+    assert found.batchnorms == 2
+    text = str(found)
+    assert "groups of channels            3" in text
+    assert f"barrier before the alignment  {before:.4f}" in text
+    other = npm.inspect(net(0, norm=False), net(1, norm=False), data, align="weight_matching")
+    assert other.batchnorms == 0
+
+
+def test_an_inspection_of_models_without_a_known_symmetry_says_which_operation() -> None:
+    found = npm.inspect(Unknown(0), Unknown(1), loader())
+    assert found.symmetry is None
+    assert "numpy" in found.unknown
+    assert found.unknown in str(found)
+    assert found.before == found.after
+
+
+NOT_MODELS: dict[str, tuple[Any, str]] = {
+    "state dict": ([net().state_dict()] * 2, r"models\[0\] is a OrderedDict: give a module"),
+    "path": ([net(), Path("b.pt")], r"models\[1\] is a PosixPath: give a module, or a function"),
+    "text": (["a.pt", "b.pt"], r"models\[0\] is a str: give a module, .*`npmerge merge` takes"),
+    "one text": ("a.pt", "models is a str: give a list of two models or more"),
+    "one model": (net(norm=False)[0], "models is a Conv2d: give a list"),
+    "a function of no model": ([net(), lambda: 3], "a model is a int: give a module"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_MODELS)
+def test_what_is_no_model_is_named_in_one_line(kind: str) -> None:
+    models, message = NOT_MODELS[kind]
+    with pytest.raises(ValueError, match=message) as caught:
+        npm.merge(models, loader(), aggregate="mean")
+    assert "\n" not in str(caught.value)
