@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SAMPLING = 2
 """Version of how orders, crops, flips and shares of data are drawn: what was drawn otherwise gives other numbers."""
-GROUPS = 2
+GROUPS = 3
 """Version of what symmetry groups say of a model: what was found with others is found again."""
 
 

@@ -25,7 +25,7 @@ from npmerge.many import Load, Pairing
 from npmerge.methods import Method, find
 from npmerge.prepare import Kinds, kinds_of, prepared, put_back
 from npmerge.store.files import write_atomically
-from npmerge.symmetry import Group, find_symmetry
+from npmerge.symmetry import Group, symmetry_on
 from npmerge.training import Loss, TrainingError
 
 Loader = nn.Module | Load
@@ -449,7 +449,7 @@ class Merger:
         if "groups" not in method.parameters:
             return {}
         if self._groups is None:
-            self._groups = find_symmetry(load(), example_of(self._data))
+            self._groups = symmetry_on(load(), example_of(self._data)).groups
         return {"groups": self._groups}
 
     @contextmanager

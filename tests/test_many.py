@@ -65,7 +65,7 @@ def weights(a: nn.Module, b: nn.Module) -> Alignment:
 
 
 def unaligned(a: nn.Module, b: nn.Module) -> Alignment:
-    return align.identity(a, b, EXAMPLE)
+    return align.identity(a, b)
 
 
 def halves(a: nn.Module, b: nn.Module, pairing: Pairing) -> nn.Module:

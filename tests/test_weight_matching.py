@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from npmerge import align
 from npmerge.align import Alignment
-from npmerge.align.alignment import channels, permuted
 from npmerge.align.correlation import assignment
 from npmerge.symmetry import Group, find_symmetry
 
@@ -121,12 +120,12 @@ def plainly(
             slots = [slot for slot in group.slots if slot.name in fixed]
             gain = torch.zeros(group.size, group.size, dtype=torch.float64)
             for slot in slots:
-                x, y = (channels(t[slot.name], slot, group.size).flatten(1) for t in (fixed, moved))
+                x, y = (slot.view(t[slot.name], group.size).flatten(1) for t in (fixed, moved))
                 gain += x @ y.T
             step = assignment(gain, group)
             trial = dict(moved)
             for slot in slots:
-                trial[slot.name] = permuted(trial[slot.name], slot, step)
+                trial[slot.name] = slot.permuted(trial[slot.name], step)
             rise = sum(float((fixed[name] * (trial[name] - moved[name])).sum()) for name in fixed)
             if rise > 1e-9:
                 moved.update(trial)

@@ -3,14 +3,13 @@
 from npmerge.align.alignment import Alignment
 from npmerge.align.canonical_correlation import cca
 from npmerge.align.correlation import permute
-from npmerge.align.moments import Covariances, activations, covariances
+from npmerge.align.moments import Covariances, covariances
 from npmerge.align.rebasin import weight_matching
 from npmerge.align.unaligned import identity
 
 __all__ = [
     "Alignment",
     "Covariances",
-    "activations",
     "cca",
     "covariances",
     "identity",

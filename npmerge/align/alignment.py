@@ -30,14 +30,16 @@ class Alignment:
         inverses: Their inverses, of the same kinds.
 
     Raises:
-        ValueError: If the numbers, shapes or types do not fit, a permutation is none, or a matrix is not finite.
+        ValueError: If the numbers, shapes or types do not fit, a permutation is none, a matrix is not finite, or it is
+            for a group of which only permutations are allowed.
     """
 
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
     maps: tuple[Tensor, ...]
     inverses: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
         if not len(self.groups) == len(self.maps) == len(self.inverses):
             numbers = len(self.groups), len(self.maps), len(self.inverses)
             raise ValueError(
@@ -46,6 +48,10 @@ class Alignment:
         for group, mapping, inverse in zip(self.groups, self.maps, self.inverses, strict=True):
             _check_map(group, mapping)
             _check_map(group, inverse)
+            if mapping.ndim > 1 and group.permutations_only:
+                raise ValueError(
+                    f"a matrix for group {group.name!r}, but {group.permutations_only} allows only permutations"
+                )
 
     @classmethod
     def from_permutations(
@@ -89,8 +95,7 @@ class Alignment:
             A new module of the same type, device and dtype.
 
         Raises:
-            ValueError: If the model does not have the groups' tensors and shapes, or a matrix meets a depthwise
-                convolution, which has no linear image.
+            ValueError: If the model does not have the groups' tensors and shapes.
         """
         changed = self.mapped(model.state_dict())
         result = copy.deepcopy(model)
@@ -210,10 +215,7 @@ def unpack_groups(words: Mapping[str, Any]) -> tuple[Group, ...]:
     Args:
         words: where the list is.
     """
-    return tuple(
-        Group(**{**group, "slots": tuple(Slot(**slot) for slot in group["slots"])})
-        for group in words["groups"]
-    )
+    return tuple(map(Group.unpack, words["groups"]))
 
 
 def _check_map(group: Group, mapping: Tensor) -> None:
@@ -249,51 +251,11 @@ def check_slot(slot: Slot, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def channels(tensor: Tensor, slot: Slot, size: int) -> Tensor:
-    """View a slot's part of a tensor with the channels first.
-
-    Args:
-        tensor: The slot's tensor.
-        slot: Where the group acts on it.
-        size: Number of channels of the group.
-
-    Returns:
-        A view of shape (size, block, ``*other axes``).
-    """
-    part = tensor.movedim(slot.axis, 0).narrow(0, slot.offset, size * slot.block)
-    return part.view(size, slot.block, *part.shape[1:])
-
-
-def permuted(tensor: Tensor, slot: Slot, permutation: Tensor) -> Tensor:
-    """Permute a slot's channels of a tensor.
-
-    Args:
-        tensor: The slot's tensor. It is not changed.
-        slot: Where the group acts on it.
-        permutation: ``int64 (size,)``, ``new[i] = old[permutation[i]]``.
-
-    Returns:
-        A new tensor.
-    """
-    index = permutation.to(tensor.device)
-    if slot.block == 1 and len(index) == slot.length:
-        return tensor.index_select(slot.axis, index)
-    result = tensor.clone()
-    part = channels(tensor, slot, len(index))
-    channels(result, slot, len(index)).copy_(part.index_select(0, index))
-    return result
-
-
 def _map_slot(tensor: Tensor, slot: Slot, mapping: Tensor, inverse: Tensor) -> Tensor:
     if mapping.ndim == 1:
-        return permuted(tensor, slot, mapping)
-    if slot.role == "tied":
-        raise ValueError(
-            f"{slot.name!r} is consumed and produced channel by channel (a depthwise convolution or a gate), which no "
-            "matrix can be applied to: use a permutation alignment"
-        )
+        return slot.permuted(tensor, mapping)
     matrix = (inverse.T if slot.role == "in" else mapping).to(tensor.device, torch.float64)
-    part = channels(tensor, slot, len(matrix)).double()
+    part = slot.view(tensor, len(matrix)).double()
     if slot.role == "variance":
         part = torch.tensordot(matrix.square(), part, dims=1)
     elif slot.role == "scale":
@@ -302,7 +264,7 @@ def _map_slot(tensor: Tensor, slot: Slot, mapping: Tensor, inverse: Tensor) -> T
     else:
         part = torch.tensordot(matrix, part, dims=1)
     result = tensor.clone()
-    channels(result, slot, len(matrix)).copy_(part)
+    slot.view(result, len(matrix)).copy_(part)
     return result
 
 

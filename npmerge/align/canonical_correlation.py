@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from npmerge.align.alignment import Alignment
+from npmerge.align.correlation import permute
 from npmerge.align.moments import Covariances, covariances
 from npmerge.data.streams import Data
 from npmerge.methods import method
@@ -39,14 +40,14 @@ def cca(
     Args:
         a: Model A; its device is used.
         b: Model B, of the same architecture.
-        data: Re-iterable of batches (images (N, C, H, W), labels (N,)); one pass is made.
+        data: Re-iterable of batches (tuples of inputs and labels, or dictionaries); one pass is made.
         ridge: gamma, added as it is to the variances of the activations; it keeps dead channels from blowing up.
         groups: The symmetry groups, if already known.
         statistics: What :func:`npmerge.align.moments.covariances` has measured, if that is known already: several
             ridges then cost one pass.
 
     Returns:
-        A matrix T and its inverse per group.
+        A matrix T and its inverse per group; Permute's permutation for a group that allows nothing else.
 
     Raises:
         ValueError: If the models differ in architecture or shape, the data is empty, the ridge is negative, a
@@ -60,20 +61,42 @@ def cca(
         raise ValueError(f"ridge is {ridge}: it must be a finite number that is not negative")
     if statistics is None:
         statistics = covariances(a, b, data, groups=groups)
-    maps, inverses = [], []
-    for group, xx, yy, xy in zip(
-        statistics.groups, statistics.xx, statistics.yy, statistics.xy, strict=True
-    ):
-        if xx.ndim == 1:
-            raise ValueError(
-                "the statistics hold variances only: measure them with variances_only=False"
-            )
-        root_x, inverse_root_x = _roots(xx.cpu(), ridge, f"model A at group {group.name!r}")
-        root_y, inverse_root_y = _roots(yy.cpu(), ridge, f"model B at group {group.name!r}")
-        rotation = _rotation(inverse_root_x @ xy.cpu() @ inverse_root_y)
-        maps.append(root_x @ rotation @ inverse_root_y)
-        inverses.append(root_y @ rotation.T @ inverse_root_x)
-    return Alignment(statistics.groups, tuple(maps), tuple(inverses))
+    groups = statistics.groups
+    restricted = {number for number, group in enumerate(groups) if group.permutations_only}
+    mixed = [
+        number
+        for number, group in enumerate(groups)
+        if group.tap is not None and group.tap.mixed and number not in restricted
+    ]
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    if restricted:
+        matched = permute(a, b, data, statistics=statistics)
+        found = {n: (matched.maps[n], matched.inverses[n]) for n in restricted}
+    if mixed:  # measured once those that can only be permuted are aligned
+        still = [torch.arange(group.size) for group in groups]
+        permutations = [found[n][0] if n in found else p for n, p in enumerate(still)]
+        aligned = Alignment.from_permutations(groups, permutations).apply(b)
+        again = covariances(a, aligned, data, groups=[groups[n] for n in mixed])
+        found |= {n: _mapped(again, place, ridge) for place, n in enumerate(mixed)}
+    found |= {n: _mapped(statistics, n, ridge) for n in range(len(groups)) if n not in found}
+    maps, inverses = (
+        zip(*(found[n] for n in range(len(groups))), strict=True) if found else ((), ())
+    )
+    return Alignment(groups, tuple(maps), tuple(inverses))
+
+
+def _mapped(statistics: Covariances, number: int, ridge: float) -> tuple[Tensor, Tensor]:
+    """T and its inverse, of one group."""
+    group, xx = statistics.groups[number], statistics.xx[number]
+    yy, xy = statistics.yy[number], statistics.xy[number]
+    if xx.ndim == 1:
+        raise ValueError(
+            "the statistics hold variances only: measure them with variances_only=False"
+        )
+    root_x, inverse_root_x = _roots(xx.cpu(), ridge, f"model A at group {group.name!r}")
+    root_y, inverse_root_y = _roots(yy.cpu(), ridge, f"model B at group {group.name!r}")
+    rotation = _rotation(inverse_root_x @ xy.cpu() @ inverse_root_y)
+    return root_x @ rotation @ inverse_root_y, root_y @ rotation.T @ inverse_root_x
 
 
 def _roots(covariance: Tensor, ridge: float, where: str) -> tuple[Tensor, Tensor]:

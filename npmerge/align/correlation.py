@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -13,6 +14,9 @@ from npmerge.align.moments import Covariances, covariances
 from npmerge.data.streams import Data
 from npmerge.methods import method
 from npmerge.symmetry import Group
+
+ROUNDS = 3
+"""How often groups that share an activation take turns at most."""
 
 
 @method(
@@ -29,10 +33,14 @@ def permute(
 ) -> Alignment:
     """Permute B's channels so that their activations correlate best with A's.
 
+    A group whose activation also holds channels of other groups (a head's dimensions, in all heads) is measured again
+    once those are aligned.
+
     Args:
         a: Model A; its device is used.
         b: Model B, of the same architecture.
-        data: Re-iterable of batches (images (N, C, H, W), labels (N,)); one pass is made.
+        data: Re-iterable of batches (tuples of inputs and labels, or dictionaries); one pass is made, and more for
+            groups that share an activation.
         groups: The symmetry groups, if already known.
         statistics: What :func:`npmerge.align.moments.covariances` has measured, if that is known already.
 
@@ -49,10 +57,52 @@ def permute(
     """
     if statistics is None:
         statistics = covariances(a, b, data, groups=groups, variances_only=True)
+    found = _matched(statistics)
+    turns = _turns(statistics.groups)
+    if not turns:
+        return found
+    still = Alignment.from_permutations(found.groups, [torch.arange(g.size) for g in found.groups])
+    mixed = {number for turn in turns for number in turn}
+    found = _with(found, still, mixed)
+    for _ in range(ROUNDS if len(turns) > 1 else 1):
+        before = found
+        for turn in turns:
+            groups = [found.groups[number] for number in turn]
+            again = covariances(a, found.apply(b), data, groups=groups, variances_only=True)
+            step = dict(zip(turn, _matched(again).maps, strict=True))
+            maps = [step.get(number, mapping) for number, mapping in enumerate(still.maps)]
+            found = Alignment.from_permutations(found.groups, maps).compose(found)
+        if all(map(torch.equal, before.maps, found.maps)):
+            break
+    return found
+
+
+def _matched(statistics: Covariances) -> Alignment:
     pairs = zip(statistics.groups, statistics.correlations(), strict=True)
     return Alignment.from_permutations(
         statistics.groups, [assignment(correlation, group) for group, correlation in pairs]
     )
+
+
+def _turns(groups: Sequence[Group]) -> list[list[int]]:
+    """The groups that share an activation with others, by number; those of one activation take turns."""
+    turns: list[list[int]] = []
+    seen: Counter[tuple[str, str, int]] = Counter()
+    for number, group in enumerate(groups):
+        if group.tap is not None and group.tap.mixed:
+            where = group.tap.path, group.tap.operation, group.tap.occurrence
+            if seen[where] == len(turns):
+                turns.append([])
+            turns[seen[where]].append(number)
+            seen[where] += 1
+    return turns
+
+
+def _with(found: Alignment, other: Alignment, numbers: Container[int]) -> Alignment:
+    """An alignment that has some groups' maps from another one."""
+    pairs = enumerate(zip(found.maps, other.maps, strict=True))
+    maps = [other_map if number in numbers else mine for number, (mine, other_map) in pairs]
+    return Alignment.from_permutations(found.groups, maps)
 
 
 def assignment(gain: Tensor, group: Group) -> Tensor:

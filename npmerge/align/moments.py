@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from npmerge.align.alignment import unpack_groups
-from npmerge.data.streams import Data, input_of, stream
+from npmerge.data.streams import Data, inputs_of, stream
 from npmerge.device import float32
-from npmerge.symmetry import Group, check_same_architecture, find_symmetry, trace
+from npmerge.symmetry import Group, activations, check_same_architecture, find_symmetry, tap
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,7 @@ def covariances(
     groups: Sequence[Group] | None = None,
     variances_only: bool = False,
 ) -> Covariances:
-    """Measure the activations of two models at every group's node, in one pass over the data.
+    """Measure the activations of two models that show their groups, in one pass over the data.
 
     Both models run in evaluation mode, in the precision of their parameters, without autocast; the models themselves
     are not touched. Products are summed over a batch in float32, over batches in float64, after the first batch's
@@ -84,36 +87,32 @@ def covariances(
     Args:
         a: Model A; its device is used.
         b: Model B, of the same architecture.
-        data: Re-iterable of batches (images (N, C, H, W), labels (N,)).
+        data: Re-iterable of batches (tuples of inputs and labels, or dictionaries).
         groups: The symmetry groups, if already known.
         variances_only: Leave out the covariances within each model, which only CCA needs.
 
     Returns:
-        The covariances.
+        The covariances; all zero for a group that no activation shows.
 
     Raises:
         ValueError: If the models differ in architecture or shape, or the data is empty.
         SymmetryError: If the model's symmetry groups cannot be found.
     """
     check_same_architecture(a, b)
-    reference = next((p for p in a.parameters() if p.is_floating_point()), torch.empty(0))
+    device = next((p.device for p in a.parameters()), torch.device("cpu"))
     accumulators: list[_Accumulator] = []
-    models: list[fx.GraphModule] = []
-    with torch.no_grad(), float32(reference.device):
-        for given in stream(data, reference.device):
+    with torch.no_grad(), float32(device):
+        for batch in stream(data, device):
             # Channels-last, as `stream` gives it, makes (N, C, H, W) activations matrices (N*H*W, C) without a copy.
-            images = input_of(given)
-            batch = images.to(reference.dtype)
-            if not models:
-                groups = find_symmetry(a, images) if groups is None else groups
-                models = [_tapped(model, groups).to(reference.device) for model in (a, b)]
-                accumulators = [_Accumulator() for _ in groups]
-            for part in torch.split(batch, _at_a_time(batch)):
-                x, y = ([*model(part)] for model in models)
-                while x:  # from the last group to the first, each freed once it is used
-                    accumulators[len(x) - 1].add(x.pop(), y.pop(), variances_only)
-    for model in models:
-        _release(model.modules())
+            inputs = inputs_of(batch, a)
+            if groups is None:
+                groups = find_symmetry(a, *inputs[0], **inputs[1])
+            if not accumulators:
+                accumulators = [_Accumulator(group, variances_only) for group in groups]
+            for positional, named in _parts(inputs, device):
+                first = activations(a, groups, *positional, **named)
+
+                tap(b, groups, partial(_add, accumulators, first), *positional, **named)
     return Covariances(
         tuple(groups or ()),
         tuple(s.xx for s in accumulators),
@@ -123,66 +122,60 @@ def covariances(
     )
 
 
-@torch.no_grad()
-def activations(model: nn.Module, images: Tensor, groups: Sequence[Group]) -> tuple[Tensor, ...]:
-    """What a model's neurons answer to some images, at every group's node.
-
-    Args:
-        model: in evaluation mode for this call; not changed.
-        images: ``(N, C, H, W)``, on the model's device.
-        groups: the symmetry groups.
-
-    Returns:
-        Per group a tensor ``(N, size, ...)``.
-    """
-    found: tuple[Tensor, ...] = _tapped(model, groups).to(images.device)(images)
-    return found
+def _add(
+    accumulators: list[_Accumulator], held: list[Tensor | None], number: int, second: Tensor
+) -> None:
+    first, held[number] = held[number], None  # freed once it is used
+    if first is not None:
+        accumulators[number].add(first, second)
 
 
-def _at_a_time(batch: Tensor) -> int:
+def _parts(inputs: Any, device: torch.device) -> Iterator[Any]:
     """On a CPU few images at a time, 32 of CIFAR's size: all activations at once would not stay in the cache."""
-    if batch.device.type != "cpu":
-        return len(batch)
-    return max(32, 2**15 // max(1, batch[0, 0].numel())) if len(batch) else 1
-
-
-def _release(modules: Iterable[nn.Module]) -> None:
-    """Give up the tensors of a traced copy: it refers to itself, and would keep them until the garbage collection."""
-    for module in modules:
-        module._parameters.clear()
-        module._buffers.clear()
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    count = len(tensors[0])
+    positions = max(t[0, 0].numel() if t.ndim > 2 else t[0].numel() for t in tensors)
+    step = max(32, 2**15 // max(1, positions)) if device.type == "cpu" else count
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        yield tree_map_only(Tensor, operator.itemgetter(rows), inputs)
 
 
 class _Accumulator:
     """Sums of one group's centred products."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group, variances_only: bool) -> None:
         self.count = 0
+        self._group = group
+        self._within = _squares if variances_only else _gram
         self._shifts: tuple[Tensor, Tensor] | None = None
-        self._sums: list[Tensor] = []
+        square = torch.zeros(group.size, group.size, dtype=torch.float64)
+        mean = square.new_zeros(group.size)
+        within = mean if variances_only else square
+        self._sums = [mean, mean.clone(), within.clone(), within.clone(), square]
 
-    def add(self, x: Tensor, y: Tensor, variances_only: bool) -> None:
-        """Add a batch of activations (N, size, ...), which are overwritten."""
-        u, v = _rows(x), _rows(y)
-        self.count += len(u)
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add activations of a batch, which stay as they are."""
+        tapped, size = self._group.tap, self._group.size
+        if tapped is None:
+            return
+        u, v = (_precise(tapped.rows(activation, size)) for activation in (x, y))
         if self._shifts is None:
             self._shifts = u.mean(0), v.mean(0)
-        within = _squares if variances_only else _gram
-        # And few rows at a time, which stay in a core's cache between the operations.
+            self._sums = [s.to(u.device) for s in self._sums]
+        self.count += len(u)
+        # Few rows at a time, which stay in a core's cache between the operations.
         step = 2**14 if u.device.type == "cpu" else len(u)
         for p, q in zip(torch.split(u, step), torch.split(v, step), strict=True):
-            p -= self._shifts[0]
-            q -= self._shifts[1]
+            p, q = p - self._shifts[0], q - self._shifts[1]
             ones = p.new_ones(len(p))
-            sums = [s.double() for s in (ones @ p, ones @ q, within(p), within(q), p.T @ q)]
-            if self._sums:
-                torch._foreach_add_(self._sums, sums)
-            else:
-                self._sums = sums
+            products = (ones @ p, ones @ q, self._within(p), self._within(q), p.T @ q)
+            torch._foreach_add_(self._sums, [s.double() for s in products])
 
     def _covariance(self, index: int, left: int, right: int) -> Tensor:
-        mean_left, mean_right = self._sums[left] / self.count, self._sums[right] / self.count
-        products = self._sums[index] / self.count
+        count = max(self.count, 1)
+        mean_left, mean_right = self._sums[left] / count, self._sums[right] / count
+        products = self._sums[index] / count
         if products.ndim == 1:
             return (products - mean_left * mean_right).clamp_min(0)
         return products - torch.outer(mean_left, mean_right)
@@ -200,9 +193,7 @@ class _Accumulator:
         return self._covariance(4, 0, 1)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(N, C, ...) as (N * positions, C), in at least float32; a view of a channels-last tensor."""
-    rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+def _precise(rows: Tensor) -> Tensor:
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
@@ -220,69 +211,3 @@ def _correlation(xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:
         for v in (m if m.ndim == 1 else m.diagonal() for m in (xx, yy))
     )
     return (scale_x[:, None] * xy * scale_y).clamp(-1, 1)
-
-
-def _tapped(model: nn.Module, groups: Sequence[Group]) -> fx.GraphModule:
-    """A copy of the model that returns the groups' activations and computes nothing after the last of them."""
-    traced = trace(model)
-    graph = traced.graph
-    nodes = {node.name: node for node in graph.nodes}
-    for group in groups:
-        if group.node not in nodes:
-            raise ValueError(
-                f"the model has no node {group.node!r}: use the groups of a model of this architecture"
-            )
-    taps: list[fx.Node] = []
-    for group in groups:
-        node = nodes[group.node]
-        with graph.inserting_after(node):
-            tap = graph.call_method("narrow", (node, 1, group.offset, group.size))
-        if _overwritten(node):
-            with graph.inserting_after(tap):
-                tap = graph.call_method("clone", (tap,))
-        taps.append(tap)
-    # What comes before the last tap stays, used or not: an in-place operation may have no user.
-    for node in reversed(list(graph.nodes)):
-        if node in taps or node.op == "placeholder":
-            break
-        graph.erase_node(node)
-    graph.output(tuple(taps))
-    every = set(traced.modules())
-    traced.delete_all_unused_submodules()
-    _release(every - set(traced.modules()))
-    traced.recompile()
-    return traced
-
-
-_INPLACE = ("iadd", "isub", "imul", "itruediv")
-_ALIASING = (
-    *("getitem", "narrow", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
-    *("chunk", "split", "contiguous", "dropout"),
-)
-_ALIASING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)
-
-
-def _overwritten(node: fx.Node) -> bool:
-    """Whether a later in-place operation may write into the node's value, directly or through a view of it."""
-    for user in node.users:
-        if user.op == "call_module" and user.graph.owning_module is not None:
-            module: Any = user.graph.owning_module.get_submodule(str(user.target))
-            inplace, aliasing = (
-                getattr(module, "inplace", False),
-                isinstance(module, _ALIASING_MODULES),
-            )
-        else:
-            name = (
-                user.target
-                if isinstance(user.target, str)
-                else getattr(user.target, "__name__", "")
-            )
-            inplace = (
-                user.kwargs.get("inplace")
-                or name.endswith("_")
-                or name in ("iadd", "isub", "imul", "itruediv")
-            )
-            aliasing = name in _ALIASING
-        if (inplace and user.args[0] is node) or (aliasing and _overwritten(user)):
-            return True
-    return False

@@ -6,14 +6,15 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from npmerge.align.alignment import Alignment, channels, check_slot
+from npmerge.align.alignment import Alignment, check_slot
 from npmerge.align.correlation import assignment
 from npmerge.methods import method
-from npmerge.symmetry import Group, Slot, check_same_architecture, find_symmetry
+from npmerge.symmetry import Group, Slot, check_same_architecture, symmetry_on
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ SAFE = 1e-12, 1e12
 def weight_matching(
     a: nn.Module,
     b: nn.Module,
-    example: Tensor,
+    example: Any,
     *,
     groups: Sequence[Group] | None = None,
     seed: int = 0,
@@ -52,7 +53,7 @@ def weight_matching(
     Args:
         a: Model A; its device is used.
         b: Model B, of the same architecture.
-        example: A batch the models accept, (N, C, ...); only its shape is used.
+        example: Inputs that the models accept: a tensor, a tuple of several, or a dictionary of keywords.
         groups: The symmetry groups, if already known.
         seed: Of the order in which the groups are visited.
         max_sweeps: The most sweeps over all groups.
@@ -68,7 +69,7 @@ def weight_matching(
         Ainsworth et al. 2023, "Git Re-Basin", algorithm 1.
     """
     check_same_architecture(a, b)
-    groups = tuple(find_symmetry(a, example) if groups is None else groups)
+    groups = tuple(symmetry_on(a, example) if groups is None else groups)
     fixed = {name: p.detach() for name, p in a.named_parameters()}
     moved = {name: p.detach().to(fixed[name].device) for name, p in b.named_parameters()}
     descent = _Descent(fixed, moved, groups)
@@ -131,6 +132,7 @@ class _Descent:
         )
         self.scale = {name: float(x.norm() * self.y[name].norm()) for name, x in self.x.items()}
         self.permutations = [torch.arange(group.size) for group in groups]
+        self.beside = self._beside()
         self.seen: dict[Slot, dict[int, Tensor]] = {}
 
     def run(self, seed: int, max_sweeps: int) -> list[Tensor]:
@@ -162,7 +164,9 @@ class _Descent:
         orders = self._orders(index, new)
         rise = float((gains.gather(1, new[:, None]) - gains.gather(1, old[:, None])).sum())
         # Where the group enumerates two axes of one tensor, the problem is quadratic: the gains do not tell.
-        linear = all(len(change) == 1 for change in orders.values())
+        linear = all(len(change) == 1 for change in orders.values()) and not any(
+            self.beside[index, slot] for slot in self.slots[index]
+        )
         clear = linear and rise > CLEAR * sum(self.scale[name] for name in orders)
         if not clear and not self._rises(orders):
             return False
@@ -177,6 +181,8 @@ class _Descent:
         for slot in self.slots[index]:
             seen, order = self.seen.get(slot), self.order[slot.name]
             now = {axis: order[axis] for axis in order if axis != slot.axis}
+            if self.beside[index, slot]:
+                now[slot.axis] = self._axis_order(slot.name, slot.axis, without=index)
             if seen is None or not all(torch.equal(now[axis], seen[axis]) for axis in now):
                 self._add(index, slot, seen, now)
                 self.seen[slot] = now
@@ -189,7 +195,8 @@ class _Descent:
         if seen is None:
             y = _taken(y, now)
         else:
-            x, seen, now = _differing(x, seen, now)
+            if not self.beside[index, slot]:
+                x, seen, now = _differing(x, seen, now)
             y = _taken(y, now) - _taken(y, seen)
         left, right = (_rows(tensor, slot, size) for tensor in (x, y))
         gains = self.gains[index]
@@ -200,11 +207,52 @@ class _Descent:
         result: dict[str, dict[int, Tensor]] = {}
         for slot in self.slots[index]:
             change = result.setdefault(slot.name, {})
-            order = change.get(slot.axis, self.order[slot.name][slot.axis]).clone()
-            entries = permutation[:, None] * slot.block + torch.arange(slot.block) + slot.offset
-            order[slot.offset : slot.offset + entries.numel()] = entries.flatten()
-            change[slot.axis] = order
+            if self.beside[index, slot]:
+                change[slot.axis] = self._axis_order(slot.name, slot.axis, index, permutation)
+            else:
+                order = change.get(slot.axis, self.order[slot.name][slot.axis]).clone()
+                places = slot.indices(len(permutation))
+                order[places] = places[permutation].to(order.device)
+                change[slot.axis] = order
         return result
+
+    def _beside(self) -> dict[tuple[int, Slot], bool]:
+        """Whether other groups permute a slot's entries too, as heads and their dimensions do, or one does twice."""
+        uses: dict[tuple[str, int], Tensor] = {}
+        for slots, group in zip(self.slots, self.groups, strict=True):
+            for slot in slots:
+                used = uses.setdefault(
+                    (slot.name, slot.axis), torch.zeros(slot.length, dtype=torch.int64)
+                )
+                used[slot.indices(group.size)] += 1
+        return {
+            (index, slot): bool((uses[slot.name, slot.axis][slot.indices(group.size)] > 1).any())
+            for index, (slots, group) in enumerate(zip(self.slots, self.groups, strict=True))
+            for slot in slots
+        }
+
+    def _axis_order(
+        self,
+        name: str,
+        axis: int,
+        index: int = -1,
+        permutation: Tensor | None = None,
+        *,
+        without: int = -1,
+    ) -> Tensor:
+        """The order of an axis under the permutations of all groups, one of them another one or left out."""
+        device = self.order[name][axis].device
+        order: Tensor | None = None
+        for number, (slots, own) in enumerate(zip(self.slots, self.permutations, strict=True)):
+            for slot in slots:
+                if slot.name == name and slot.axis == axis and number != without:
+                    order = torch.arange(slot.length) if order is None else order
+                    places = replace(slot, axis=0)
+                    given = permutation if number == index and permutation is not None else own
+                    order = places.permuted(order, given)
+        if order is None:
+            return torch.arange(len(self.order[name][axis]), device=device)
+        return order.to(device)
 
     def _rises(self, orders: Mapping[str, Order]) -> bool:
         """Whether other orders make the inner product larger, by more than weights in float32 can be wrong about."""
@@ -231,8 +279,11 @@ def _last_slot(slot: Slot, state: Tensors) -> Slot:
 
 def _rows(tensor: Tensor, slot: Slot, size: int) -> Tensor:
     """A slot's channels as the rows of a matrix: a view, but for blocks on the last axis."""
-    part = channels(tensor, slot, size)
-    return (part.movedim(1, -1) if slot.axis else part).flatten(1)
+    part = slot.view(tensor, size)
+    if slot.axis:
+        inner = len(slot.repeats) + 1
+        part = part.movedim(tuple(range(1, 1 + inner)), tuple(range(-inner, 0)))
+    return part.flatten(1)
 
 
 def _taken(tensor: Tensor, order: Order) -> Tensor:

@@ -70,15 +70,8 @@ def outputs_of(model: Callable[..., Any], batch: Batch) -> Any:
     Returns:
         The logits where the output is an object or a dictionary that has ``logits``, else the output itself.
     """
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
-
-    if isinstance(batch, Mapping):
-        return _unwrapped(model(**{k: cast(v) for k, v in batch.items() if k not in LABELS}))
-    return _unwrapped(model(*map(cast, batch[:-1])))
+    positional, named = inputs_of(batch, model if isinstance(model, nn.Module) else None)
+    return _unwrapped(model(*positional, **named))
 
 
 def as_logits(outputs: Any) -> Tensor:
@@ -148,36 +141,41 @@ def labels_of(batch: Batch) -> Tensor:
     raise ValueError(f"a batch has no 'labels', only {', '.join(map(repr, batch))}")
 
 
-def input_of(batch: Batch) -> Tensor:
-    """The one tensor that a model takes of a batch, ``(N, ...)``.
+def inputs_of(
+    batch: Batch, model: nn.Module | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with for a batch.
 
     Args:
         batch: from :func:`stream`.
+        model: inputs that are floating-point numbers get the precision of its parameters; by default they stay as they
+            are.
 
-    Raises:
-        ValueError: the batch has several inputs, or none.
+    Returns:
+        A tuple's inputs, and a dictionary's entries but the labels as keywords.
     """
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
     if isinstance(batch, Mapping):
-        inputs = [value for name, value in batch.items() if name not in LABELS]
-    else:
-        inputs = list(batch[:-1])
-    if len(inputs) != 1:
-        raise ValueError(
-            f"a batch has {len(inputs)} inputs: the alignment of models that take several is not known"
-        )
-    return inputs[0]
+        return (), {k: cast(v) for k, v in batch.items() if k not in LABELS}
+    return tuple(map(cast, batch[:-1])), {}
 
 
-def example_of(data: Data) -> Tensor:
-    """The input of the first batch, ``(N, ...)`` on the CPU, for its shape.
+def example_of(data: Data) -> Any:
+    """The inputs of the first batch on the CPU: a tensor, a tuple of several, or a dictionary of keywords.
 
     Args:
         data: any re-iterable of batches.
 
     Raises:
-        ValueError: as :func:`stream` and :func:`input_of`.
+        ValueError: as :func:`stream`.
     """
-    return input_of(next(stream(data, "cpu")))
+    positional, named = inputs_of(next(stream(data, "cpu")))
+    return named or (positional[0] if len(positional) == 1 else positional)
 
 
 def size_of(batch: Batch) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from npmerge.align import Alignment
 from npmerge.align.rebasin import match_tensors
 from npmerge.many.streaming import Models, Sum, check_models, drawn_seed, emptied
 from npmerge.methods import method
-from npmerge.symmetry import Group, check_same_architecture, find_symmetry
+from npmerge.symmetry import Group, check_same_architecture, symmetry_on
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def merge_many(
     *,
     seed: int,
     groups: Sequence[Group] | None = None,
-    example: Tensor | None = None,
+    example: Any | None = None,
     max_sweeps: int = 100,
 ) -> nn.Module:
     """Git Re-Basin's MergeMany: match every model to the mean of the others until nothing changes; take the mean.
@@ -35,7 +36,8 @@ def merge_many(
         models: at least one; see :func:`match_many`, after which each is loaded once more.
         seed: of the order of the models and, within one, of the groups.
         groups: the symmetry groups, if already known.
-        example: a batch the models accept, ``(N, C, ...)``; only its shape is used, and only without ``groups``.
+        example: inputs that the models accept, needed only without ``groups``: a tensor, a tuple of several, or a
+            dictionary of keywords.
         max_sweeps: the most sweeps over all models.
 
     Returns:
@@ -62,7 +64,7 @@ def match_many(
     *,
     seed: int,
     groups: Sequence[Group] | None = None,
-    example: Tensor | None = None,
+    example: Any | None = None,
     max_sweeps: int = 100,
 ) -> tuple[Alignment, ...]:
     r"""Permute the channels of many models so that they all match, by their weights alone.
@@ -78,7 +80,8 @@ def match_many(
         models: m of them, at least one; each is loaded once, and once in every sweep.
         seed: of the order of the models and, within one, of the groups.
         groups: the symmetry groups, if already known.
-        example: a batch the models accept, ``(N, C, ...)``; only its shape is used, and only without ``groups``.
+        example: inputs that the models accept, needed only without ``groups``: a tensor, a tuple of several, or a
+            dictionary of keywords.
         max_sweeps: the most sweeps over all models; a warning says that they were not enough.
 
     Returns:
@@ -97,7 +100,7 @@ def match_many(
     if groups is None:
         if example is None:
             raise ValueError("neither groups nor an example: give a batch that the models accept")
-        groups = find_symmetry(first, example)
+        groups = symmetry_on(first, example)
     still = Alignment.from_permutations(groups, [torch.arange(g.size) for g in groups])
     found = [still] * len(models)
     like = emptied(first)
