@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 import torchvision
+import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedModel  # noqa: F401 - what all of its models import
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named."""
@@ -75,6 +78,10 @@ TORCHVISION_NOTES = {
     "googlenet": "no auxiliary heads",
     "inception_v3": "no auxiliary heads",
     **dict.fromkeys(
+        torchvision.models.list_models(include="vgg*"),
+        "pooled to 2 x 2 before the classifier",
+    ),
+    **dict.fromkeys(
         (
             "convnext_large", "efficientnet_v2_l", "regnet_x_32gf", "regnet_y_32gf", "regnet_y_128gf",
             "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2",
@@ -95,6 +102,9 @@ def _torchvision(name: str) -> nn.Module:
     elif name.startswith(("deeplabv3", "fcn", "lraspp")):
         options["weights_backbone"] = None
     model: nn.Module = torchvision.models.get_model(name, **options)
+    if name.startswith("vgg"):
+        model.avgpool = nn.AdaptiveAvgPool2d(2)
+        model.classifier[0] = nn.Linear(512 * 2 * 2, 4096)
     if TORCHVISION_NOTES.get(name, "").startswith("two"):
         _shorten(model)
     return model
@@ -246,6 +256,8 @@ TWO_BLOCKS = {
 }
 """Made with ``depth=2``."""
 PIXELS = {
+    "crossvit_tiny_240": 240,
+    "crossvit_9_dagger_240": 240,
     "halonet_h1": 256,
     "lamhalobotnet50ts_256": 128,
     "bat_resnext26ts": 256,
@@ -270,8 +282,6 @@ def timm_models() -> Iterator[Architecture]:
 
 
 def _timm(name: str, size: int) -> nn.Module:
-    import timm
-
     options: dict[str, Any] = {"num_classes": 10}
     if name in TWO_BLOCKS:
         options["depth"] = 2
@@ -710,8 +720,6 @@ def hugging_face_models() -> Iterator[Architecture]:
 
 
 def _hugging_face(name: str, kind: str, options: Mapping[str, Any]) -> nn.Module:
-    import transformers
-
     transformers.logging.set_verbosity_error()
     config = transformers.AutoConfig.for_model(name, **options)
     model: nn.Module = getattr(transformers, kind)(config)
