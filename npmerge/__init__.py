@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 from npmerge._version import __version__
 
 if TYPE_CHECKING:
-    from npmerge import aggregate, align, correct, data, evaluate, experiments, many, models
+    from npmerge import (
+        aggregate,
+        align,
+        correct,
+        data,
+        evaluate,
+        experiments,
+        many,
+        models,
+        symmetry,
+    )
     from npmerge.correct import reset_batchnorm
     from npmerge.inspection import Inspection, inspect
     from npmerge.merging import Choice, HeldOut, Merged, merge
@@ -45,6 +55,7 @@ __all__ = [
     "method",
     "models",
     "reset_batchnorm",
+    "symmetry",
 ]
 
 _PLACES = {

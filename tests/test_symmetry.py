@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from npmerge.symmetry import (
     check_symmetry,
     find_symmetry,
     rule,
+    symmetry_on,
 )
 
 
@@ -446,9 +448,26 @@ def test_parameters_without_values_have_the_same_groups() -> None:
 
 def test_what_the_pass_does_not_use_is_named() -> None:
     model = Part(6, lambda _, x: x, unused=conv())
-    found = find_symmetry(model, images())
+    with pytest.warns(UserWarning, match=r"Part does not use parts\.unused in evaluation"):
+        found = find_symmetry(model, images())
     assert found.unused == ("parts.unused.weight", "parts.unused.bias")
     assert 0 < found.movable < 1
+
+
+def test_a_symmetry_that_is_wrong_is_refused_before_anything_is_aligned() -> None:
+    model = randomised(Part(6, lambda p, x: p["c"](x).relu(), c=conv()))
+    symmetry_on(model, images())
+    with pytest.MonkeyPatch.context() as patch:
+        convolution = RULES["convolution"]
+
+        def careless(call: Any) -> Any:
+            layouts = convolution.function(call)
+            return [[layouts[0][0], call.atoms.fresh(call.outputs[0].shape[1]), *layouts[0][2:]]]
+
+        wrong = {**RULES, "convolution": replace(convolution, function=careless)}
+        patch.setattr("npmerge.symmetry.watch.RULES", wrong)
+        with pytest.raises(SymmetryError, match="the permuted Part answers otherwise"):
+            symmetry_on(model, images())
 
 
 def test_the_check_sees_a_slot_that_is_missing() -> None:

@@ -63,7 +63,6 @@ def test_a_process_that_was_killed_while_idle_costs_nothing(two: Processes) -> N
         pids.append(two.submit(os.getpid).result())
         os.kill(pids[-1], signal.SIGKILL)
         until(lambda: not alive(pids[-1]))
-        time.sleep(0.2)  # until it is noticed
     assert two.submit(os.getpid).result() not in pids
 
 

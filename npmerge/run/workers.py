@@ -50,12 +50,10 @@ class Processes(Executor):
                 process = _Process()
             self._idle.append(process)
         process = self._idle.pop()
-        try:
-            begun = process.pool.submit(job, *args, **options)
-        except BrokenProcessPool:  # killed while it had nothing to do
+        if not process.is_alive():  # killed while it had nothing to do; its pool may not know yet
             process.end()
             process = _Process()
-            begun = process.pool.submit(job, *args, **options)
+        begun = process.pool.submit(job, *args, **options)
         self._busy[begun] = process
         return begun
 
@@ -86,6 +84,15 @@ class _Process:
         self.pool = ProcessPoolExecutor(
             1, mp_context=context, initializer=_watch, initargs=(theirs,)
         )
+
+        self._pid = self.pool.submit(os.getpid)
+
+    def is_alive(self) -> bool:
+        """Whether it runs, or is about to."""
+        if not self._pid.done():
+            return True
+        running = {child.pid for child in multiprocessing.active_children()}
+        return self._pid.exception() is None and self._pid.result() in running
 
     def end(self, *, wait: bool = False) -> None:
         """End it now, whatever it is at."""

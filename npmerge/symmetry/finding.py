@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,15 +82,35 @@ def find_symmetry(model: nn.Module, *example: Any, strict: bool = True, **named:
 
 
 def symmetry_on(model: nn.Module, example: Any) -> Symmetry:
-    """:func:`find_symmetry` on an example in one piece.
+    """:func:`find_symmetry` on an example in one piece, tried once: all groups are permuted at random.
 
     Args:
         model: The model.
         example: A tensor, a tuple of inputs, or a dictionary of keyword inputs.
+
+    Returns:
+        The symmetry.
+
+    Raises:
+        SymmetryError: As :func:`find_symmetry`, or the permuted model answers something else than the model.
     """
     if isinstance(example, Mapping):
-        return find_symmetry(model, **example)
-    return find_symmetry(model, *(example if isinstance(example, tuple | list) else (example,)))
+        positional, named = (), dict(example)
+    else:
+        positional, named = tuple(example) if isinstance(example, tuple | list) else (example,), {}
+    symmetry = find_symmetry(model, *positional, **named)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if not like.is_meta:
+        positional, named = _fitting(model, _few((positional, named)))
+        permuted = copy.deepcopy(model)
+        permute_randomly(permuted, symmetry, torch.Generator().manual_seed(0))
+        difference = compare(model, permuted, *positional, **named)
+        if difference > math.sqrt(torch.finfo(like.dtype).eps):
+            raise SymmetryError(
+                f"the permuted {type(model).__name__} answers otherwise (by {difference:.0e} of its scale): its symmetry "
+                "is not what its operations say; report it, and use the alignment 'identity' meanwhile"
+            )
+    return symmetry
 
 
 def _plain(out: Any) -> Any:
@@ -172,6 +193,12 @@ def _assembled(model: nn.Module, watch: Watch) -> Symmetry:
         for name, v in zip(names, order, strict=True)
     )
     unused = tuple(name for name, p in model.named_parameters() if id(p) not in watch.touched)
+    if unused:
+        modules = ", ".join(sorted({name.rpartition(".")[0] or name for name in unused}))
+        warnings.warn(
+            f"{type(model).__name__} does not use {modules} in evaluation: a permutation leaves them as they are",
+            stacklevel=3,
+        )
     return Symmetry(groups, _movable(model, layouts), dict(watch.pinned), unused)
 
 
