@@ -65,11 +65,11 @@ class ImageData(Protocol):
 
     @property
     def channels(self) -> int:
-        """Colour channels of an image."""
+        """Colour channels of an image; of texts, how many different tokens there are."""
 
     @property
     def image_size(self) -> int:
-        """Height (= width) of an image in pixels."""
+        """Height (= width) of an image in pixels; of texts, the tokens of one."""
 
     @property
     def train(self) -> Labelled:
@@ -80,7 +80,7 @@ class ImageData(Protocol):
         """The half to score on."""
 
     def example(self) -> Tensor:
-        """One zero image ``(1, C, H, W)``, float32: what a model of this set takes."""
+        """What a model of this set takes: one zero image ``(1, C, H, W)``, float32, or one text ``(1, T)``, int64."""
 
     def first(self, count: int) -> ImageData:
         """The set cut down, for trying something out.

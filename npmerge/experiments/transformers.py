@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from npmerge.experiments import heads  # noqa: F401 - registers the alignments
 from npmerge.experiments.listing import PATHS, Experiment, setting_cells
@@ -43,11 +44,11 @@ def list_cells(profile: Profile, section: Section, seeds: Sequence[int]) -> list
     ]
 
 
-_IMAGES = {
+_IMAGES: dict[str, Any] = {
     "dataset": "digits", "image_size": 8, "model": "vit", "width": 0.5,
     "recipe": {"epochs": 20, "batch_size": 50, "lr": 0.1, "warmup_epochs": 3},
 }  # fmt: skip
-_TEXTS = {
+_TEXTS: dict[str, Any] = {
     "dataset": "character_names", "image_size": 32, "model": "text_encoder", "width": 0.5,
     "recipe": {"epochs": 8, "batch_size": 50, "lr": 0.1, "warmup_epochs": 2},
 }  # fmt: skip

@@ -40,6 +40,14 @@ class Texts:
     tokens: Tensor
     labels: Tensor
 
+    def read(self, row: int) -> str:
+        """A text as it was written, as far as it was not cut.
+
+        Args:
+            row: its number.
+        """
+        return "".join(LETTERS[token - 1] for token in self.tokens[row].tolist() if token)
+
 
 class TextBatches(Batches):
     """Batches of texts that live on one device: ``int64 (N, T)`` tokens and labels; nothing is augmented.
