@@ -115,3 +115,31 @@ class Drawn(nn.Module):
             x = x + y if kind == "residual" else torch.cat([x, y], 1) if kind == "concat" else y
         logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(x, 4), 1))
         return logits
+
+
+class Attention(nn.Module):
+    """An embedding of (N, T, 7), three heads of four dimensions beside a residual stream, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 12)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        logits: Tensor = self.head(x + self.attention(x, x, x)[0]).mean(1)
+        return logits
+
+
+class Recurrent(nn.Module):
+    """Two layers that go through (N, T, 7) in both directions, and a head at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(7, 5, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.lstm(x)[0][:, -1])
+        return logits

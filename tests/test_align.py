@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import Drawn, Residual, images, plain, random_alignment, randomised
+from architectures import (
+    Attention,
+    Drawn,
+    Recurrent,
+    Residual,
+    images,
+    plain,
+    random_alignment,
+    randomised,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import Snapshot, assert_same_state, marked
@@ -24,7 +33,7 @@ from npmerge.methods import METHODS, of_kind
 from npmerge.symmetry import Group, activations, find_symmetry
 
 Batches = list[tuple[Tensor, Tensor]]
-ALIGN = list(of_kind("align"))
+ALIGN = [name for name in of_kind("align") if METHODS[name].module.startswith("npmerge.align.")]
 ON_DATA = [name for name in ALIGN if "data" in METHODS[name].needs]
 
 
@@ -55,9 +64,13 @@ def assert_maps_close(x: Alignment, y: Alignment, atol: float = 0) -> None:
         torch.testing.assert_close(left, right, rtol=0, atol=atol)
 
 
+def as_matrix(mapping: Tensor) -> Tensor:
+    return mapping if mapping.ndim > 1 else torch.eye(len(mapping), dtype=torch.float64)[mapping]
+
+
 def as_matrices(alignment: Alignment) -> Alignment:
     """The same maps, written as matrices."""
-    maps = tuple(torch.eye(len(m), dtype=torch.float64)[m] for m in alignment.maps)
+    maps = tuple(map(as_matrix, alignment.maps))
     return Alignment(alignment.groups, maps, tuple(m.T for m in maps))
 
 
@@ -483,6 +496,23 @@ def test_groups_that_share_an_activation_are_measured_at_their_offsets() -> None
     assert sorted((group.size, group.tap.offset) for group in groups) == [(2, 0), (3, 6), (4, 0)]
     planted = random_alignment(groups)
     assert_maps_close(align.permute(model, planted.apply(model), batches()), planted.inverse())
+
+
+@pytest.mark.parametrize("network", [Attention, Recurrent])
+@pytest.mark.parametrize("method", ["permute", "weight_matching", "cca"])
+def test_heads_and_recurrent_units_are_found_again(
+    method: str, network: Callable[[], nn.Module]
+) -> None:
+    """A head's dimensions are measured once the heads are aligned."""
+    model = randomised(network())
+    x = torch.randn(64, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    planted = random_alignment(find_symmetry(model, x))
+    b, data = planted.apply(model), [(x, torch.zeros(64, dtype=torch.int64))]
+    options = {"align_options": {"ridge": 1e-9}} if method == "cca" else {}
+    alignment = Merger(data, align=method, **options).align(model, b)
+    torch.testing.assert_close(alignment.apply(b)(x), model(x), rtol=0, atol=1e-6)
+    for found, wanted in zip(alignment.maps, planted.inverse().maps, strict=True):
+        torch.testing.assert_close(as_matrix(found), as_matrix(wanted), rtol=0, atol=1e-6)
 
 
 # --- CCA ---------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 import torchvision.models
 from architectures import (
+    Attention,
     Drawn,
+    Recurrent,
     Residual,
     images,
     plain,
@@ -283,19 +285,6 @@ def test_generated_architectures_keep_their_function(
     assert_permutable(model, x)
 
 
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(7, 12)
-        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
-        self.head = nn.Linear(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
-        logits: Tensor = self.head(x + self.attention(x, x, x)[0]).mean(1)
-        return logits
-
-
 def test_heads_and_their_dimensions_are_groups_of_their_own() -> None:
     """Queries and keys share a head's dimensions, values have their own; all three share the heads."""
     model, x = randomised(Attention()), torch.randn(2, 5, 7, dtype=torch.float64)
@@ -312,16 +301,6 @@ def test_heads_and_their_dimensions_are_groups_of_their_own() -> None:
 
 
 def test_the_layers_of_a_recurrent_network_are_groups_of_their_own() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(7, 5, 2, batch_first=True, bidirectional=True)
-            self.head = nn.Linear(10, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.lstm(x)[0][:, -1])
-            return logits
-
     model, x = randomised(Recurrent()), torch.randn(2, 6, 7, dtype=torch.float64)
     groups = find_symmetry(model, x)
     assert [group.size for group in groups] == [5] * 4

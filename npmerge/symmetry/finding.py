@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from npmerge.prepare import unwrapped
 from npmerge.symmetry.atoms import (
     Atom,
     Axis,
@@ -39,7 +40,8 @@ def find_symmetry(model: nn.Module, *example: Any, strict: bool = True, **named:
     depends on the data.
 
     Args:
-        model: Any module. It is not changed. Parameters on the meta device will do.
+        model: Any module, compiled or wrapped for several devices too. It is not changed. Parameters on the meta device
+            will do.
         *example: Its inputs: a batch of two examples or more (of one, two copies are watched; of more, the first two),
             each long enough that positions differ.
         strict: Refuse operations without a rule; else hold the channels that they touch fixed, and say so in
@@ -52,10 +54,14 @@ def find_symmetry(model: nn.Module, *example: Any, strict: bool = True, **named:
     Raises:
         SymmetryError: If an operation has no rule, or the model fails on the example; the message names the operation
             and its module.
+        ValueError: If the model is no module.
 
     Source:
         Section II-C of the paper (permutation symmetry); Ainsworth et al. 2023, "Git Re-Basin".
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}: give a module")
+    model = unwrapped(model)
     example, named = _fitting(model, _few((example, named)))
     watch = Watch(model, strict)
     for leaf in tree_leaves((example, named)):
@@ -107,8 +113,8 @@ def symmetry_on(model: nn.Module, example: Any) -> Symmetry:
         difference = compare(model, permuted, *positional, **named)
         if difference > math.sqrt(torch.finfo(like.dtype).eps):
             raise SymmetryError(
-                f"the permuted {type(model).__name__} answers otherwise (by {difference:.0e} of its scale): its symmetry "
-                "is not what its operations say; report it, and use the alignment 'identity' meanwhile"
+                f"the permuted {type(model).__name__} answers otherwise (by {difference:.0e} of its scale): its "
+                "symmetry is not what its operations say; report it, and use the alignment 'identity' meanwhile"
             )
     return symmetry
 
@@ -346,7 +352,7 @@ def check_symmetry(
     example, named = tree_map_only(
         Tensor, lambda t: t.double() if t.is_floating_point() else t, _few((example, named))
     )
-    before = copy.deepcopy(model).double()
+    before = copy.deepcopy(unwrapped(model)).double()
     _perturb(before, generator)
     symmetry = find_symmetry(before, *example, strict=strict, **named)
     after = copy.deepcopy(before)
