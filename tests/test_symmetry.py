@@ -485,3 +485,48 @@ def test_a_difference_in_geometry_or_type_is_named() -> None:
             check_same_architecture(left, right)
     with pytest.raises(ValueError, match="module '1' has type ReLU"):
         check_same_architecture(net(1, nn.ReLU()), net(1, nn.GELU()))
+
+
+class Hidden(nn.Module):
+    """Two hidden layers with something between them."""
+
+    def __init__(self, body: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(7, 6), nn.Linear(6, 6)
+        self.head, self.body = nn.Linear(6, 4), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self, self.first(x).relu()))
+        return logits
+
+
+ROWS = torch.tensor([1, 0])
+INDEXED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "index_add": lambda m, x: torch.zeros_like(x).index_add_(0, ROWS, m.second(x)),
+    "index_copy": lambda m, x: torch.zeros_like(x).index_copy(0, ROWS, m.second(x)),
+    "index_put": lambda m, x: torch.zeros_like(x).index_put((ROWS,), m.second(x)),
+    "scatter_add": lambda m, x: torch.zeros_like(x).scatter_add(
+        0, ROWS[:, None].expand(2, 6), m.second(x)
+    ),
+    "gather": lambda m, x: m.second(x).gather(0, ROWS[:, None].expand(2, 6)),
+    "index_select": lambda m, x: m.second(x).index_select(0, ROWS),
+    "every second": lambda m, x: m.second(x)[:, ::2].repeat(1, 2),
+    "stacked and selected": lambda m, x: torch.stack([x, m.second(x)])[1],
+}
+
+
+@pytest.mark.parametrize("case", INDEXED)
+def test_rows_may_be_taken_by_number(case: str) -> None:
+    model = randomised(Hidden(INDEXED[case]))
+    x = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    check = check_symmetry(model, x)
+    assert check.groups >= 2
+    assert check.difference < 1e-12
+
+
+def test_a_frozen_batch_norm_follows_its_channels() -> None:
+    norm = torchvision.ops.FrozenBatchNorm2d(8)
+    model = randomised(nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    (group,) = find_symmetry(model, images())
+    assert {slot.name for slot in group.slots} >= {"1.weight", "1.running_mean", "1.running_var"}
+    assert_permutable(model, images(), (group,))

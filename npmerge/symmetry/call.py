@@ -38,12 +38,6 @@ class Call:
         """What the axes of an input enumerate."""
         return self._layouts[id(tensor)]
 
-    def statistics(self, tensor: Tensor) -> Layout:
-        """What the axes of a normalisation's statistics enumerate: they follow the channels as parameters do."""
-        self._watch.adopt(tensor)
-        self._layouts[id(tensor)] = self._watch.layout_of(tensor)
-        return self._layouts[id(tensor)]
-
     def use(self, tensor: Tensor, *roles: Role) -> None:
         """Say how the axes of a tensor are used, should it be a parameter.
 

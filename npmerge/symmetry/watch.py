@@ -87,22 +87,17 @@ class Watch(TorchDispatchMode):
         self._tainted: dict[int, list[Axis]] = {}
         self._weights: set[int] = set()  # parameters, and what is computed of nothing else
         self._origins: dict[int, tuple[int, tuple[int | None, ...]]] = {}
-        parameters = {id(p) for p in model.parameters()}
+        own = {id(tensor) for tensor in (*model.parameters(), *_statistics(model))}
         self._state: dict[int, Tensor] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and id(tensor) not in self._state:  # tied ones are one
                 self._state[id(tensor)] = tensor
                 # Other buffers are constants, alike in all models; those of a parametrisation belong to its weight.
-                if id(tensor) in parameters or "parametrizations." in name:
-                    self.adopt(tensor)
+                if id(tensor) in own or "parametrizations." in name:
+                    self.track(tensor, [self.atoms.fresh(size) for size in tensor.shape])
+                    self._weights.add(id(tensor))
+                    self._origins[id(tensor)] = id(tensor), tuple(range(tensor.ndim))
         self._meta = any(tensor.is_meta for tensor in self._state.values())
-
-    def adopt(self, tensor: Tensor) -> None:
-        """Follow a tensor of the state dict as a parameter."""
-        if id(tensor) in self._state and id(tensor) not in self._layouts:
-            self.track(tensor, [self.atoms.fresh(size) for size in tensor.shape])
-            self._weights.add(id(tensor))
-            self._origins[id(tensor)] = id(tensor), tuple(range(tensor.ndim))
 
     def track(self, tensor: Tensor, layout: Layout) -> None:
         """Say what the axes of a tensor enumerate."""
@@ -427,6 +422,14 @@ def operation_of(func: Any) -> str:
     """The name of an ATen operation; one for all that are the same."""
     name = str(func._schema.name).replace("::", ".").removeprefix("aten.")
     return SAME.get(name, name)
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    """The buffers of normalisations, frozen ones included: they follow the channels as parameters do."""
+    for module in model.modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        if {"running_mean", "running_var"} <= buffers.keys():
+            yield from (tensor for tensor in buffers.values() if tensor is not None)
 
 
 def _memory(tensor: Tensor) -> int:

@@ -17,10 +17,7 @@ def batch_norm(call: Call) -> list[Layout]:
     call.vector(a.bias, channels)
     roles: dict[str, Role] = {"running_mean": "out", "running_var": "variance"}
     for name, role in roles.items():
-        statistics = getattr(a, name, None)
-        if statistics is not None:
-            call.statistics(statistics)
-            call.vector(statistics, channels, role)
+        call.vector(getattr(a, name, None), channels, role)
     results = [list(layout)]
     for output in call.outputs[1:]:
         whole = output.ndim == 1 and output.numel() == length(channels)
