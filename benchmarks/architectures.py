@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 import npmerge as npm
+from npmerge.report.architectures import COLUMNS
 from npmerge.store.files import write_atomically
 from npmerge.store.origins import revision
 from npmerge.symmetry import compare
@@ -44,10 +45,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from architecture_zoo import Architecture, Inputs, catalogue
 
 FILE = "architectures.csv"
-COLUMNS = (
-    "source", "family", "name", "note", "parameters", "status", "reason", "groups", "moved", "difference", "seconds",
-    "revision", "versions", "rebasin", "rebasin_moved",
-)  # fmt: skip
 TOLD = "status", "reason", "groups", "moved", "difference", "seconds", "rebasin"
 Row = dict[str, str]
 

@@ -605,7 +605,7 @@ HUGGING_FACE: dict[str, dict[str, tuple[str, str, dict[str, Any]]]] = {
             {
                 "embed_dim": [8, 16, 32],
                 "num_heads": [1, 2, 4],
-                "depth": [1, 1, 2],
+                "depth": [1, 2, 3],
                 "cls_token": [False, False, True],
             },
         ),

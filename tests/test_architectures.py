@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -20,6 +21,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import npmerge as npm
+from npmerge.report.architectures import (
+    COLUMNS,
+    architecture_sources,
+    architecture_summary,
+    architecture_table,
+    least_moved,
+    not_right,
+    read_architectures,
+    rebasin_summary,
+)
+from npmerge.report.words import NOTHING
 from npmerge.symmetry import RULES
 
 PAGE = Path(__file__).parent.parent / "book" / "operations.md"
@@ -222,3 +234,58 @@ def test_the_page_on_rules_teaches_an_operation() -> None:
     held = npm.find_symmetry(names["model"], torch.randn(2, 3), strict=False)
     assert (len(held), held.movable) == (0, 0)
     assert held.pinned == {"mine.gate in 1": 1}
+
+
+def recorded(**changed: str) -> dict[str, str]:
+    row = dict.fromkeys(COLUMNS, "") | {
+        "source": "timm", "family": "resnet", "name": "resnet10t", "parameters": "5440000",
+        "status": "right", "groups": "9", "moved": "0.99", "difference": "2e-15", "seconds": "0.2",
+        "revision": "0123456789abcdef+", "versions": "torch 2.15.0", "rebasin": "right", "rebasin_moved": "0.5",
+    }  # fmt: skip
+    return row | changed
+
+
+def written(folder: Path, *rows: dict[str, str]) -> pd.DataFrame:
+    path = folder / "architectures.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return read_architectures(path)
+
+
+def test_the_record_counts_what_is_right_and_names_what_is_not(tmp_path: Path) -> None:
+    none = dict.fromkeys(("groups", "moved", "difference"), "")
+    rows = written(
+        tmp_path,
+        recorded(),
+        recorded(name="resnet14t", moved="0.4", seconds="0.6", rebasin="wrong"),
+        recorded(name="dla34", family="dla", status="refused", reason="fft", rebasin="", **none),
+        recorded(source="torchvision", rebasin="fails: IndexError", rebasin_moved="", note="small"),
+    )
+    row = architecture_summary(rows).loc["timm"]
+    assert row[["architectures", "families", "right", "refused", "% right"]].tolist() == [
+        "3", "2", "2", "1", "66.7",
+    ]  # fmt: skip
+    assert row["% of parameters moved: median (least)"] == "69.50 (40.00)"
+    assert row["seconds: median (most)"] == "0.40 (0.60)"
+    assert not_right(rows)["reason"].to_dict() == {"dla34": "fft"}
+    assert list(least_moved(rows).index) == ["resnet14t"]
+    theirs = rebasin_summary(rows)
+    assert theirs.loc["timm", ["architectures", "right", "wrong"]].tolist() == ["2", "1", "1"]
+    assert theirs.loc["torchvision", "fails"] == "1"
+    assert architecture_table(rows, "torchvision")["as built"].tolist() == ["5.4 M, small"]
+    assert list(architecture_table(rows, "timm")["groups"]) == ["9", "9", NOTHING]
+    assert architecture_sources(rows)["architectures"].tolist() == ["3", "1"]
+
+
+def test_without_a_record_the_tables_are_empty_and_another_file_is_refused(tmp_path: Path) -> None:
+    nothing = read_architectures(tmp_path / "none.csv")
+    for table in (
+        architecture_summary,
+        rebasin_summary,
+        not_right,
+        least_moved,
+        architecture_sources,
+    ):
+        assert len(table(nothing)) == 0
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="run it again with --record"):
+        read_architectures(tmp_path / "other.csv")
