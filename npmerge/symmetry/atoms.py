@@ -30,7 +30,7 @@ Layout = list[Axis]
 UNIT: Axis = ((),)
 """An axis of length 1."""
 SECTIONS = 4
-"""The most parts that a view's first axis may hold side by side, as q, k and v; a longer one is a product."""
+"""The most parts that an axis of a view may hold side by side, as q, k and v; a longer one is a product."""
 
 
 class MismatchError(Exception):
@@ -81,15 +81,10 @@ def single(axis: Axis) -> Atom | None:
 
 @dataclass(frozen=True)
 class _Pending:
-    """An atom that was viewed as (s, *rest), s small: a product, or s parts side by side if one of them is selected."""
+    """An atom that was viewed as several: a product, or a sum inside one if an index of a short one is selected."""
 
     whole: Atom
-    s: Atom
-    rest: tuple[Atom, ...]
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        return (self.whole, self.s, *self.rest)
+    parts: tuple[Atom, ...]
 
 
 class Atoms:
@@ -105,7 +100,7 @@ class Atoms:
         self._count = 0
         self._pending: dict[int, _Pending] = {}
         self._parts: dict[int, list[Axis]] = {}  # of a selected view: an axis for each index of s
-        self._selected: dict[int, _Pending] = {}
+        self._selected: dict[int, tuple[Atom, ...]] = {}  # whose parts an index of s selects
 
     def fresh(self, size: int) -> Axis:
         """An axis of which nothing is known yet."""
@@ -345,21 +340,34 @@ class Atoms:
 
     def _postponed(self, axis: Axis, sizes: list[int]) -> list[Axis] | None:
         atom = single(self.resolve(axis))
-        if sizes[0] > SECTIONS or atom is None or atom.variable == 0:
+        if min(sizes[:-1]) > SECTIONS or atom is None or atom.variable == 0:
             return None
-        s, *rest = (self._atom(size) for size in sizes)
-        pending = _Pending(atom, s, tuple(rest))
-        self._pending.update(dict.fromkeys((a.variable for a in pending.atoms), pending))
-        return [((a,),) for a in (s, *rest)]
+        pending = _Pending(atom, tuple(self._atom(size) for size in sizes))
+        self._pending.update(dict.fromkeys((a.variable for a in (atom, *pending.parts)), pending))
+        return [((part,),) for part in pending.parts]
 
     def _settle(self, pending: _Pending) -> None:
         """Nobody has selected: a product."""
         self._forget(pending)
-        self._bound[pending.whole.variable] = ((pending.s, *pending.rest),)
+        self._bound[pending.whole.variable] = (pending.parts,)
 
     def _forget(self, pending: _Pending) -> None:
-        for atom in pending.atoms:
+        for atom in (pending.whole, *pending.parts):
             self._pending.pop(atom.variable)
+
+    def _cut_open(self, pending: _Pending, s: Atom) -> None:
+        """Somebody selects from s: what lies inside it is another thing at each index, what lies outside is not."""
+        self._forget(pending)
+        at = pending.parts.index(s)
+        outside, inside = pending.parts[:at], pending.parts[at + 1 :]
+        for part in inside:
+            self._parts[part.variable] = [self.fresh(part.size) for _ in range(s.size)]
+        apart: Axis = tuple(
+            tuple(self._parts[part.variable][k] for part in inside) for k in range(s.size)
+        )
+        self._bound[pending.whole.variable] = ((*outside, apart),) if outside else apart
+        self._bound[s.variable] = rigid(s.size)
+        self._selected[s.variable] = inside
 
     def stack(self, layouts: Sequence[Layout], at: int) -> Layout:
         """The axes of tensors stacked along a new axis; what they enumerate meets only where the stack is used whole.
@@ -380,7 +388,7 @@ class Atoms:
             result.append(axis)
         s = self._atom(len(layouts))
         self._bound[s.variable] = rigid(len(layouts))
-        self._selected[s.variable] = _Pending(s, s, tuple(apart))
+        self._selected[s.variable] = tuple(apart)
         result.insert(at, ((s,),))
         return result
 
@@ -395,21 +403,13 @@ class Atoms:
         atom = single(layout[axis])
         number = 0 if atom is None else atom.variable
         pending = self._pending.get(number)
-        if pending is not None and pending.s == atom:
-            self._forget(pending)
-            count = pending.s.size
-            for part in pending.rest:
-                self._parts[part.variable] = [self.fresh(part.size) for _ in range(count)]
-            self._bound[pending.whole.variable] = tuple(
-                tuple(self._parts[part.variable][k] for part in pending.rest) for k in range(count)
-            )
-            self._bound[number] = rigid(count)
-            self._selected[number] = pending
+        if pending is not None and atom in pending.parts[:-1] and length(layout[axis]) <= SECTIONS:
+            self._cut_open(pending, atom)
         others = [other for k, other in enumerate(layout) if k != axis]
         if number not in self._selected:
             self.pin(layout[axis])
             return others
-        mine = {part.variable for part in self._selected[number].rest} & self._parts.keys()
+        mine = {part.variable for part in self._selected[number]} & self._parts.keys()
         for k, other in enumerate(others):
             whole = single(other)
             if whole is not None and whole.variable in mine:
