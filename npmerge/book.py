@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
 SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
 EXPERIMENT = "same_data"  # the one on the first page
-PACKAGES = ("npmerge.experiments", "npmerge.models", "npmerge.data")
+PACKAGES = ("npmerge.experiments", "npmerge.models", "npmerge.data", "npmerge.symmetry.rules")
 """Packages that have functions of their own."""
 OPTIONS = ("   :members:", "   :ignore-module-all:")
 """Of the API page's modules."""

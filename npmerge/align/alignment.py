@@ -25,7 +25,7 @@ class Alignment:
     ``float64 (size, size)`` tensor with ``aligned = T @ channel``.
 
     Args:
-        groups: The symmetry groups, as :func:`npmerge.symmetry.find_symmetry` finds them.
+        groups: The symmetry groups, as :func:`npmerge.symmetry.finding.find_symmetry` finds them.
         maps: One permutation or matrix per group.
         inverses: Their inverses, of the same kinds.
 

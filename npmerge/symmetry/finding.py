@@ -405,13 +405,14 @@ def permute_randomly(model: nn.Module, groups: Sequence[Group], generator: torch
 
 
 def _perturb(model: nn.Module, generator: torch.Generator) -> None:
+    parameters = {name for name, _ in model.named_parameters()}
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         draw = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
         if name.endswith("running_var"):
             tensor.mul_(0.5 + draw)
-        elif name in dict(model.named_parameters()) or name.endswith("running_mean"):
+        elif name in parameters or name.endswith("running_mean"):
             spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
             tensor.add_((draw - 0.5) * (0.2 * spread if spread > 1e-3 else 0.4))
 
