@@ -48,8 +48,8 @@ CLAIMS = (
 """What this project asks of transformers; the paper has none."""
 
 
-def finding(records: Sequence[Record]) -> str:
-    """What was found, as Markdown: three sentences a setting.
+def findings(records: Sequence[Record]) -> str:
+    """What was found, as Markdown: a few sentences a setting.
 
     Args:
         records: of the experiment at one profile.
@@ -79,8 +79,11 @@ def _sentences(here: Numbers) -> Iterator[str]:
             f"With NP Merge they reach {_range(here, [x for x, _ in both])} %, with fine-tuning tuned alike "
             f"{_range(here, [y for _, y in both])} %: {_lead(margins, [x for x, _ in both])}."
         )
+    alone = Combination("np_merge", "identity", tuned=True)
+    if alone in here:
+        yield f"Without any alignment NP Merge reaches {_range(here, [alone])} %."
     heads = [
-        f"{span((m.mean for m in margins), '+.1f')} points to {what}"
+        f"{what} by {span((m.mean for m in margins), '+.1f')} points ({_beyond(margins)})"
         for what, aggregate, tuned in (
             ("an average", "mean", False),
             ("NP Merge", "np_merge", True),
@@ -88,7 +91,7 @@ def _sentences(here: Numbers) -> Iterator[str]:
         if (margins := list(_heads(here, aggregate, tuned=tuned).values()))
     ]
     if heads:
-        yield f"To match heads, and not only what is inside them, adds {' and '.join(heads)}."
+        yield f"Heads that are matched, and not held in place, change {' and '.join(heads)}."
 
 
 def heads_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -170,13 +173,25 @@ def _after(methods: Sequence[Combination]) -> str:
 def _lead(margins: Sequence[Margin], methods: Sequence[Combination]) -> str:
     """Who is ahead, after which alignments; with too few seeds only by how much."""
     size = f"{span((margin.mean for margin in margins), '+.1f')} points for NP Merge"
-    if min(margin.seeds for margin in margins) < SEEDS:
-        return f"{size} ({seed_count(min(margin.seeds for margin in margins))}: not judged)"
     ahead = [m for m, margin in zip(methods, margins, strict=True) if margin.low > 0]
     behind = [m for m, margin in zip(methods, margins, strict=True) if margin.high < 0]
     words = [
         f"{who} beyond the seeds' spread after {_after(some)}"
         for who, some in (("ahead", ahead), ("behind", behind))
-        if some
-    ] or ["within the seeds' spread"]
-    return f"{size}, {' and '.join(words)}"
+        if some and not _few(margins)
+    ]
+    return f"{size}, {' and '.join(words) or _beyond(margins)}"
+
+
+def _beyond(margins: Sequence[Margin]) -> str:
+    """How many margins are larger than their intervals; of too few seeds none is judged."""
+    beyond = sum(abs(margin.mean) > margin.half for margin in margins)
+    return (
+        _few(margins)
+        or f"{beyond or 'none'} of {len(margins)} comparisons beyond the seeds' spread"
+    )
+
+
+def _few(margins: Sequence[Margin]) -> str:
+    seeds = min(margin.seeds for margin in margins)
+    return f"{seed_count(seeds)}: not judged" if seeds < SEEDS else ""
