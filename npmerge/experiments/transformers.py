@@ -86,7 +86,7 @@ DEFAULTS = {
             "options": {
                 "np_merge": {"epochs": 8, "lr": _LR},
                 "finetune": {"epochs": 8, "lr": _LR},
-                "cca": {"ridge": {"choose": [1e-2, 1e-1, 1.0, 10.0, 1e2]}},
+                "cca": {"ridge": {"choose": [1e-2, 1e-1, 1.0, 10.0, 1e2, 1e3, 1e4]}},
             },
             "path_points": 11,
         },
