@@ -58,9 +58,8 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
         raise ValueError(f"no file {path}: give a checkpoint, .safetensors, .pt, .pth or .ckpt")
     try:
         if _is_safetensors(path):
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch.load raises for damaged bytes is not bounded
         raise ValueError(
             f"{path} is damaged or not a checkpoint ({_reason(error)}): copy it again, or save "
