@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what is wrong with a request is said before PyTorch is impo
 
     from npmerge.data.user import Parts
 
+SUFFIX = ".safetensors"
 STEPS: tuple[Kind, ...] = ("align", "aggregate", "correct", "many")
 
 
@@ -345,13 +346,14 @@ def _preprocessing(file: Path, options: MergeOptions) -> dict[str, Any]:
 
 
 def alpha_path(output: Path) -> Path:
-    """Where alpha is written: beside the merged model, e.g. ``merged.alpha.safetensors``."""
-    return output.with_suffix(".alpha.safetensors")
+    """Where alpha is written: beside a file, e.g. ``merged.alpha.safetensors``, or in a folder."""
+    file = output.suffix == SUFFIX
+    return output.with_suffix(f".alpha{SUFFIX}") if file else output / f"alpha{SUFFIX}"
 
 
 def card_path(output: Path) -> Path:
     """Where the model card is written: beside a file, e.g. ``merged.md``, or in a folder."""
-    return output.with_suffix(".md") if output.suffix else output / "README.md"
+    return output.with_suffix(".md") if output.suffix == SUFFIX else output / "README.md"
 
 
 def _is_folder(path: Path) -> bool:
@@ -359,7 +361,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_saved(align: str) -> bool:
-    return align.endswith(".safetensors")
+    return align.endswith(SUFFIX)
 
 
 def _check_model(options: MergeOptions, files: Sequence[Path]) -> None:
@@ -390,10 +392,10 @@ def _check_model(options: MergeOptions, files: Sequence[Path]) -> None:
 
 def _check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
     folder = _is_folder(inputs[0])
-    if not folder and output.suffix != ".safetensors":
-        raise ValueError(f"output is {output}: give a name that ends in .safetensors")
-    if folder and output.suffix:
-        raise ValueError(f"output is {output}: folders become a folder, give a name without ending")
+    if folder == (output.suffix == SUFFIX):
+        raise ValueError(
+            f"output is {output}: give a name that ends in {SUFFIX} for a file, and without it for a folder"
+        )
     for path in (output, alpha_path(output), card_path(output)):
         if path.resolve() in [given.resolve() for given in inputs]:
             raise ValueError(f"output {path} is one of the checkpoints: give another name")
@@ -492,7 +494,7 @@ def _write_folder(
         part = Path(place) / output.name
         save_folder(model, like, part)
         card_path(part).write_text(card(how, output.name), encoding="utf-8")
-        _write_alpha(output, alpha, how)
+        _write_alpha(part, alpha, how)
         if output.exists():
             output.rename(Path(place) / "before")
         part.rename(output)

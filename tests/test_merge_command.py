@@ -738,7 +738,8 @@ def test_folders_of_hugging_face_become_a_folder_that_from_pretrained_loads(
     assert out.splitlines()[-1] == "m"
     assert err == ""  # no bar but ours
     assert {path.name for path in Path("m").iterdir()} == {
-        "README.md", "config.json", "model.safetensors", "preprocessor_config.json", "vocabulary.txt",
+        "README.md", "alpha.safetensors", "config.json", "model.safetensors",
+        "preprocessor_config.json", "vocabulary.txt",
     }  # fmt: skip
     model = transformers.ViTForImageClassification.from_pretrained("m", dtype="auto")
     assert model.dtype == torch.bfloat16
