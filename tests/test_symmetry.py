@@ -511,6 +511,14 @@ INDEXED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     "gather": lambda m, x: m.second(x).gather(0, ROWS[:, None].expand(2, 6)),
     "index_select": lambda m, x: m.second(x).index_select(0, ROWS),
     "every second": lambda m, x: m.second(x)[:, ::2].repeat(1, 2),
+    "windows": lambda m, x: (
+        m.second(x)
+        .repeat(1, 4)
+        .view(2, 4, 6)
+        .contiguous()
+        .as_strided((2, 3, 2, 6), (24, 6, 6, 1))
+        .sum((1, 2))
+    ),
     "stacked and selected": lambda m, x: torch.stack([x, m.second(x)])[1],
 }
 
@@ -521,6 +529,17 @@ def test_rows_may_be_taken_by_number(case: str) -> None:
     x = torch.randn(2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     check = check_symmetry(model, x)
     assert check.groups >= 2
+    assert check.difference < 1e-12
+
+
+def test_windows_hold_the_axis_they_run_over_fixed() -> None:
+    def windows(m: nn.Module, x: Tensor) -> Tensor:
+        parts = m.second(x).contiguous().as_strided((2, 5, 2), (6, 1, 1))
+        return parts.sum(2).repeat(1, 2)[:, :6]
+
+    model, x = randomised(Hidden(windows)), torch.randn(2, 7, dtype=torch.float64)
+    check = check_symmetry(model, x)
+    assert check.groups == 1, "that of the first layer"
     assert check.difference < 1e-12
 
 

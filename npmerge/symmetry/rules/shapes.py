@@ -73,12 +73,24 @@ def repeat(call: Call) -> list[Layout]:
 
 @rule("as_strided")
 def restride(call: Call) -> list[Layout]:
-    """Only where nothing but axes of length 1 differs."""
+    """An axis stays where the others never change its index, as windows over another axis do; the rest has an order."""
     tensor, output = call.args.self, call.outputs[0]
-    if call.strides[id(tensor)] == strides(output) and tensor.ndim == output.ndim:
-        return [call.of(tensor)]
-    call.pin_all()
-    return call.rigid_outputs()
+    layout = call.of(tensor)
+    start, *axes = call.strides[id(tensor)]
+    offset, *windows = strides(output)
+    kept: dict[tuple[int, int], Axis] = {}
+    long = [axis for axis in layout if length(axis) != 1]
+    for (size, step), axis in zip(axes, long, strict=True):
+        others = [(n, s) for n, s in windows if (n, s) != (size, step)]
+        inner = (offset - start) % step + sum((n - 1) * s for n, s in others if s < step)
+        alone = all(s < step or s % (size * step) == 0 for _, s in others) and inner < step
+        first = (offset - start) // step % size == 0
+        if windows.count((size, step)) == 1 and step and alone and first:
+            kept[size, step] = axis
+        else:
+            call.atoms.pin(axis)
+    shape = zip(output.shape, output.stride(), strict=True)
+    return [[kept.get((n, s), rigid(n)) if n > 1 else rigid(n) for n, s in shape]]
 
 
 @rule("cat concatenate stack")
