@@ -97,8 +97,8 @@ def permute_by_head(
         ValueError, SymmetryError: as :func:`npmerge.align.correlation.permute`.
 
     Source:
-        Verma & Elbayad 2024, "Merging Text Transformer Models from Different Initializations": heads first, then what
-        is in each.
+        Verma & Elbayad 2024, "Merging Text Transformer Models from Different Initializations": a permutation of the
+        heads and one inside each. That heads are matched by their attention patterns is as in Permute.
     """
     return _by_head(a, b, data, groups, held=False)
 
