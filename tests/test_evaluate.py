@@ -24,6 +24,7 @@ from npmerge.evaluate import (
     base_models,
     class_accuracy,
     ensemble,
+    measure,
     path,
     score,
 )
@@ -264,3 +265,45 @@ def test_bad_input_of_a_reference_is_named(
 def test_an_ensemble_of_different_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="models of 4 and 7 classes"):
         ensemble([net, lambda: nn.Sequential(net(), nn.Linear(CLASSES, 7))], loader())
+
+
+def test_a_metric_of_one_s_own_is_the_mean_over_all_examples() -> None:
+    model, data = marked(net()), loader(20)  # the last batch is smaller
+    before = Snapshot.of(model)
+    found = measure(model, data, lambda outputs, batch: outputs[:, 0].mean() + len(batch[1]))
+    before.assert_still(model)
+    with torch.no_grad():
+        logits = torch.cat([model.eval()(x) for x, _ in data])
+    sizes = [len(y) for _, y in data]
+    assert sizes[-1] < sizes[0]
+    expected = float(logits[:, 0].mean()) + sum(n * n for n in sizes) / 20
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_may_be_probabilities_or_one_for_each_position() -> None:
+    model, data = net(), loader()
+    hard = score(model, data)
+    soft = [(x, torch.nn.functional.one_hot(y, CLASSES).double()) for x, y in data]
+    found = score(model, soft)
+    assert (found.top1, found.loss) == (hard.top1, pytest.approx(hard.loss))
+    assert torch.equal(class_accuracy(model, soft, CLASSES), class_accuracy(model, data, CLASSES))
+
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([model(x), -model(x)], dim=1)
+
+    doubled = [(x, torch.stack([y, torch.full_like(y, -100)], dim=1)) for x, y in data]
+    positions = score(Twice(), doubled)  # every second label does not count
+    assert (positions.top1, positions.loss) == (hard.top1, pytest.approx(hard.loss))
+    assert score(Ensemble([Twice(), Twice()]), doubled).top1 == hard.top1
+
+
+def test_a_path_may_be_measured_by_a_loss_of_one_s_own() -> None:
+    a, b, data = net(0), net(1), loader()
+    points = path(a, b, data, points=3, loss=lambda outputs, _: outputs.square().mean())
+    assert [math.isnan(point.accuracy) for point in points] == [True] * 3
+    ends = [measure(m, data, lambda outputs, _: outputs.square().mean()) for m in (b, a)]
+    assert [points[0].loss, points[2].loss] == pytest.approx(ends)
+    assert points[1].loss == pytest.approx(
+        measure(mean(a, b), data, lambda outputs, _: outputs.square().mean())
+    )
