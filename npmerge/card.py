@@ -34,9 +34,7 @@ def card(how: Mapping[str, Any], name: str) -> str:
     options = how["options"]
     steps = [step for step in ("align", "aggregate", "correct", "many") if options[step]]
     set_ = {key: value for key, value in options.items() if key not in (*steps, "options")}
-    set_ = {
-        key: value for key, value in set_.items() if value not in (None, 0.0, "") or key == "seed"
-    }
+    set_ = {key: value for key, value in set_.items() if value or key == "seed"}
     scores = how["scores"]
     columns = list(dict.fromkeys(key for one in scores.values() for key in one))
     return "\n".join(

@@ -247,6 +247,7 @@ def _merge(options: argparse.Namespace) -> None:
         patience=options.patience,
         loss=options.loss,
         metric=options.metric,
+        hold_unknown=options.hold_unknown,
         seed=options.seed,
     )
     for name in ("epochs", "lr"):
@@ -529,6 +530,10 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
     merge.add_argument(
         "--align", default="permute",
         help=f"{listed('align')}; or a file of --save-alignment (default: permute)",
+    )  # fmt: skip
+    merge.add_argument(
+        "--hold-unknown", action="store_true",
+        help="hold fixed what an operation of unknown symmetry touches, instead of refusing the model",
     )  # fmt: skip
     merge.add_argument("--save-alignment", metavar="FILE", help="keep the alignment of two models")
     merge.add_argument("--history", metavar="FILE", help="write the losses, as .csv or .json")

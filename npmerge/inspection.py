@@ -55,7 +55,9 @@ class Inspection:
         ]
         if self.unknown:
             lines.append(f"no symmetry: {self.unknown}")
-        elif self.symmetry is not None and self.symmetry.unused:
+        if self.symmetry is not None and self.symmetry.pinned:
+            lines.append(f"held fixed by: {', '.join(self.symmetry.pinned)}")
+        if self.symmetry is not None and self.symmetry.unused:
             lines.append(f"not used by the model: {', '.join(self.symmetry.unused)}")
         return "\n".join(lines)
 
@@ -71,6 +73,7 @@ def inspect(
     loss: Loss | None = None,
     points: int = 5,
     seed: int = 0,
+    strict: bool = True,
 ) -> Inspection:
     """Look at two models before they are merged: what can be permuted, and the barrier between them.
 
@@ -84,6 +87,7 @@ def inspect(
         loss: of the outputs and the batch; by default the cross-entropy of the labels.
         points: models on the line, its two ends included.
         seed: of whatever the alignment draws.
+        strict: see :func:`npmerge.merge`.
 
     Returns:
         The groups, the two lines, and how many layers of batch norm there are. Where a symmetry is not known, and the
@@ -96,10 +100,12 @@ def inspect(
         Section II-C; Entezari et al. 2022, definition 2.
     """
     a, b = prepared(a), prepared(b)
-    steps = Merger(data, align=align, aggregate="mean", seed=seed, align_options=align_options)
+    steps = Merger(
+        data, align=align, aggregate="mean", seed=seed, align_options=align_options, strict=strict
+    )
     symmetry, unknown = None, ""
     try:
-        symmetry = symmetry_on(a, example_of(data))
+        symmetry = symmetry_on(a, example_of(data), strict=strict)
     except SymmetryError as error:
         unknown = str(error)
 

@@ -49,6 +49,7 @@ class MergeOptions:
         validation: share of the training images that the best epoch is chosen on.
         patience: epochs without a better one until learning stops.
         loss, metric: ``"package.module:function"``, of the outputs and the batch.
+        hold_unknown: leave what an operation of unknown symmetry touches where it is, instead of refusing the model.
         seed: of the order, the augmentation and whatever methods draw.
     """
 
@@ -72,6 +73,7 @@ class MergeOptions:
     patience: int | None = None
     loss: str | None = None
     metric: str | None = None
+    hold_unknown: bool = False
     seed: int = 0
 
 
@@ -215,7 +217,7 @@ def merge_checkpoints(
         correct_options=options.options.get("correct"),
         many_options=options.options.get("many"),
         loss=bench.loss, metric=bench.metric, validation=bench.parts.validation,
-        patience=options.patience,
+        patience=options.patience, strict=not options.hold_unknown,
     )  # fmt: skip
     scored = {chr(ord("A") + place): model for place, model in enumerate(bench.models)}
     if bench.loss is None and bench.metric is None:
@@ -277,6 +279,7 @@ def inspect_checkpoints(
         bench.models[0], bench.models[1], bench.parts.train,
         align=bench.align, align_options=options.options.get("align"),
         judged=bench.parts.judged[1], loss=bench.loss, seed=options.seed,
+        strict=not options.hold_unknown,
     )  # fmt: skip
     return str(found)
 

@@ -134,6 +134,7 @@ def merge(
     metric: Metric | None = None,
     patience: int | None = None,
     schedule: Callable[[float], float] | None = None,
+    strict: bool = True,
     device: torch.device | str | None = None,
     mixed_precision: bool | None = None,
     saved: Path | None = None,
@@ -168,6 +169,8 @@ def merge(
             and the accuracy to choose by.
         patience: stop learning after so many epochs in a row that did not validate better; by default never.
         schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
+        strict: refuse models with an operation whose symmetry is not known; else the channels that it touches stay
+            where they are.
         device: where to compute; by default where the models are.
         mixed_precision: learn in bfloat16; by default where the device gains from it.
         saved: a folder that is kept up to date with all that is being learned. A merge that began alike and was cut off
@@ -195,7 +198,7 @@ def merge(
         base=None if base is None else prepared(base, device), seed=seed,
         align_options=align_options, aggregate_options=aggregate_options,
         correct_options=correct_options, held_out=held_out, loss=loss, validation=validation,
-        metric=metric, patience=patience, schedule=schedule, mixed_precision=mixed_precision,
+        metric=metric, patience=patience, schedule=schedule, strict=strict, mixed_precision=mixed_precision,
         saved=saved, on_epoch=on_epoch, progress=progress,
     )  # fmt: skip
     if many is None and len(loads) == PAIR:
@@ -239,6 +242,7 @@ class Merger:
         metric: Metric | None = None,
         patience: int | None = None,
         schedule: Callable[[float], float] | None = None,
+        strict: bool = True,
         mixed_precision: bool | None = None,
         saved: Path | None = None,
         on_epoch: Callable[[int, float], None] | None = None,
@@ -267,6 +271,7 @@ class Merger:
             "validate": None if validation is None else self._validate,
             "progress": self._aggregate.label if progress else None,
         }  # fmt: skip
+        self._strict = strict
         self._saved, self._learned = saved, 0  # how often something was learned, trials included
         self._groups: Sequence[Group] | None = None
         self.alignment: Alignment | None = None
@@ -449,7 +454,7 @@ class Merger:
         if "groups" not in method.parameters:
             return {}
         if self._groups is None:
-            self._groups = symmetry_on(load(), example_of(self._data)).groups
+            self._groups = symmetry_on(load(), example_of(self._data), strict=self._strict).groups
         return {"groups": self._groups}
 
     @contextmanager

@@ -289,8 +289,12 @@ def test_labels_may_be_probabilities_or_one_for_each_position() -> None:
     assert torch.equal(class_accuracy(model, soft, CLASSES), class_accuracy(model, data, CLASSES))
 
     class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
         def forward(self, x: Tensor) -> Tensor:
-            return torch.stack([model(x), -model(x)], dim=1)
+            return torch.stack([self.inner(x), -self.inner(x)], dim=1)
 
     doubled = [(x, torch.stack([y, torch.full_like(y, -100)], dim=1)) for x, y in data]
     positions = score(Twice(), doubled)  # every second label does not count

@@ -776,3 +776,33 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"does not fit a ViTFor.*: missing keys: classifier\.weight"
     ):
         load_folder(tmp_path)
+
+
+@torch.library.custom_op("npmerge_tests::kept", mutates_args=())
+def kept(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+class Unknown(resnet20(10, 0.125, in_channels=1).__class__):  # type: ignore[misc]
+    """The checkpoints' network with an operation without a rule behind it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = torch.ops.npmerge_tests.kept(super().forward(images))
+        return logits
+
+
+def of_unknown(classes: int) -> nn.Module:
+    model = factory(classes)
+    model.__class__ = Unknown
+    return model
+
+
+def test_an_operation_without_a_rule_is_refused_or_what_it_touches_held(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", "a.safetensors", "b.safetensors", "--output", "m.safetensors"]
+    command += ["--model", "test_merge_command:of_unknown", "--data", "digits", "--image-size", "4"]
+    command += ["--aggregate", "mean", "--device", "cpu", "--quiet"]
+    assert_one_line(command, "kept", capsys)
+    assert main([*command, "--hold-unknown"]) == 0
+    assert "| hold_unknown | `True` |" in Path("m.md").read_text()

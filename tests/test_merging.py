@@ -407,6 +407,33 @@ def test_without_an_alignment_any_model_is_merged(aggregate: str) -> None:
         npm.merge([Unknown(0), Unknown(1)], loader(), aggregate="mean")
 
 
+@torch.library.custom_op("npmerge_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+class Twice(nn.Module):
+    """An operation without a rule."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.npmerge_tests.twice(x)
+
+
+def test_channels_that_an_unknown_operation_touches_may_be_held_fixed() -> None:
+    a, b = ([*net(seed)[:3], Twice(), *net(seed)[3:]] for seed in range(2))
+    models, data = [nn.Sequential(*a), nn.Sequential(*b)], loader()
+    with pytest.raises(npm.SymmetryError, match="twice"):
+        npm.merge(models, data, aggregate="mean")
+    merged = npm.merge(models, data, aggregate="mean", strict=False)
+    assert merged.alignment is not None
+    slots = {slot.name for group in merged.alignment.groups for slot in group.slots}
+    assert "0.weight" not in slots
+    assert "4.weight" in slots
+    found = npm.inspect(*models, data, strict=False)
+    assert "held fixed by: " in str(found)
+    assert "no symmetry: " in str(npm.inspect(*models, data))
+
+
 class TwoInputs(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()

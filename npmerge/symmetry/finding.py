@@ -87,12 +87,13 @@ def find_symmetry(model: nn.Module, *example: Any, strict: bool = True, **named:
     return _assembled(model, watch)
 
 
-def symmetry_on(model: nn.Module, example: Any) -> Symmetry:
+def symmetry_on(model: nn.Module, example: Any, *, strict: bool = True) -> Symmetry:
     """:func:`find_symmetry` on an example in one piece, tried once: all groups are permuted at random.
 
     Args:
         model: The model.
         example: A tensor, a tuple of inputs, or a dictionary of keyword inputs.
+        strict: See :func:`find_symmetry`.
 
     Returns:
         The symmetry.
@@ -104,7 +105,7 @@ def symmetry_on(model: nn.Module, example: Any) -> Symmetry:
         positional, named = (), dict(example)
     else:
         positional, named = tuple(example) if isinstance(example, tuple | list) else (example,), {}
-    symmetry = find_symmetry(model, *positional, **named)
+    symmetry = find_symmetry(model, *positional, strict=strict, **named)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if not like.is_meta:
         positional, named = _fitting(model, _few((positional, named)))
