@@ -50,7 +50,7 @@ _IMAGES: dict[str, Any] = {
 }  # fmt: skip
 _TEXTS: dict[str, Any] = {
     "dataset": "character_names", "image_size": 32, "model": "text_encoder", "width": 0.5,
-    "recipe": {"epochs": 8, "batch_size": 50, "lr": 0.1, "warmup_epochs": 2},
+    "recipe": {"epochs": 6, "batch_size": 50, "lr": 0.1, "warmup_epochs": 2},
 }  # fmt: skip
 _FEW_LR = {"choose": [1e-3, 1e-2, 1e-1], "trial": {"epochs": 1}}
 _LR = {**_FEW_LR, "choose": [1e-4, 1e-3, 1e-2, 1e-1, 1.0]}
@@ -67,8 +67,8 @@ DEFAULTS = {
         "optimisation": {
             "batch_size": 50,
             "options": {
-                "np_merge": {"epochs": 3, "lr": _FEW_LR},
-                "finetune": {"epochs": 3, "lr": _FEW_LR},
+                "np_merge": {"epochs": 2, "lr": _FEW_LR},
+                "finetune": {"epochs": 2, "lr": _FEW_LR},
                 "cca": {"ridge": 1.0},
             },
             "path_points": 3,
