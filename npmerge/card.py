@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = ("npmerge", "torch", "torchvision", "timm", "transformers", "safetensors")
@@ -12,6 +11,8 @@ PACKAGES = ("npmerge", "torch", "torchvision", "timm", "transformers", "safetens
 
 def versions() -> dict[str, str]:
     """The versions that a merge depends on, by package, Python's among them."""
+    from importlib.metadata import PackageNotFoundError, version  # slow, and only needed here
+
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
