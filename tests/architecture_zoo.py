@@ -57,7 +57,8 @@ def image(size: int) -> Inputs:
 
 SIZES = {
     "vit_b_16": 64, "vit_b_32": 128, "vit_l_16": 64, "vit_l_32": 128, "vit_h_14": 56,
-    "maxvit_t": 224, "inception_v3": 96, "alexnet": 96, "s3d": 224,
+    "maxvit_t": 224, "inception_v3": 96, "alexnet": 96, "s3d": 224, "mvit_v1_b": 224,
+    "mvit_v2_s": 224,
 }  # fmt: skip
 """The size of the images of those that do not take 64 pixels."""
 
@@ -95,8 +96,6 @@ def _torchvision(name: str) -> nn.Module:
     options: dict[str, Any] = {"weights": None}
     if name.startswith("vit_"):
         options["image_size"] = SIZES[name]
-    elif name.startswith("mvit_"):
-        options["spatial_size"] = (64, 64)
     elif name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": False}
     elif name.startswith(("deeplabv3", "fcn", "lraspp")):

@@ -65,7 +65,7 @@ SAMPLE: list[tuple[str, str, int | None, float]] = [
     ("Hugging Face", "gpt2", STREAM + 2 * LAYER, 0.999),
     ("Hugging Face", "llama", STREAM + 2 * ROTARY, 0.999),
     ("Hugging Face", "bloom", None, 0.99),
-    ("Hugging Face", "mixtral", None, 0.8),
+    ("Hugging Face", "mixtral", None, 0.999),
     ("Hugging Face", "t5", None, 0.9),
     ("Hugging Face", "mamba", None, 0.99),
     ("Hugging Face", "rwkv", None, 0.99),
