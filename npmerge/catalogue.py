@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from npmerge.registry import Entry, Registry
 
@@ -66,12 +66,14 @@ class Model(Entry):
     Attributes:
         label: its name in prose.
         family: of architectures.
+        takes: images, or texts as token ids; of those, channels are different tokens, and the size is their number.
         smallest: height and width of the smallest image that it takes, in pixels.
         sizes: the only sizes that it takes; from ``smallest`` on all by default.
     """
 
     label: str
     family: str
+    takes: Literal["images", "texts"] = "images"
     smallest: int = 1
     sizes: tuple[int, ...] = ()
 
@@ -132,7 +134,13 @@ def dataset(
 
 
 def model(
-    *, label: str, family: str, smallest: int = 1, sizes: tuple[int, ...] = (), place: int = 100
+    *,
+    label: str,
+    family: str,
+    takes: Literal["images", "texts"] = "images",
+    smallest: int = 1,
+    sizes: tuple[int, ...] = (),
+    place: int = 100,
 ) -> Callable[[F], F]:
     """Register the function that is decorated as a model; see :class:`Model` for the words.
 
@@ -142,7 +150,9 @@ def model(
     Raises:
         ValueError: there is a model of that name.
     """
-    return MODELS.register(label=label, family=family, smallest=smallest, sizes=sizes, place=place)
+    return MODELS.register(
+        label=label, family=family, takes=takes, smallest=smallest, sizes=sizes, place=place
+    )
 
 
 ALL = "ALL"

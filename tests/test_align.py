@@ -33,7 +33,7 @@ from npmerge.methods import METHODS, of_kind
 from npmerge.symmetry import Group, activations, find_symmetry
 
 Batches = list[tuple[Tensor, Tensor]]
-ALIGN = [name for name in of_kind("align") if METHODS[name].module.startswith("npmerge.align.")]
+ALIGN = list(of_kind("align"))
 ON_DATA = [name for name in ALIGN if "data" in METHODS[name].needs]
 
 
@@ -359,7 +359,7 @@ def test_methods_leave_the_models_alone_and_use_groups_that_are_known(
     assert step.function(a, b, given, groups=groups[:1]).groups == groups[:1]
 
 
-@pytest.mark.parametrize("method", ON_DATA)
+@pytest.mark.parametrize("method", ["permute", "cca"])
 def test_data_are_gone_through_once(method: str, model: nn.Module) -> None:
     data = Counted(batches())
     METHODS[method].function(model, other(model), data)

@@ -34,7 +34,10 @@ def test_names_are_known_without_importing_anything_heavy() -> None:
         [sys.executable, "-c", ALONE, folder], capture_output=True, text=True, check=True
     )
     known, heavy = run.stdout.split("\n")[:2]
-    assert known == "digits cifar10 cifar100 imagenet200 vgg11 resnet20 resnet18 100 VGG11"
+    assert (
+        known
+        == "digits cifar10 cifar100 imagenet200 character_names vgg11 resnet20 resnet18 vit text_encoder 100 VGG11"
+    )
     assert heavy == ""
 
 
@@ -82,7 +85,9 @@ def test_the_folder_given_goes_before_the_variable_and_a_tilde_is_home(
 def test_a_model_takes_the_sizes_that_it_says(name: str, says: Any) -> None:
     for size in (*says.sizes, says.smallest):
         network = build(name, 3, width=0.0625, in_channels=1, image_size=size, seed=0).eval()
-        assert network(torch.zeros(2, 1, size, size)).shape == (2, 3)
+        texts = torch.zeros(2, size, dtype=torch.int64)
+        example = texts if says.takes == "texts" else torch.zeros(2, 1, size, size)
+        assert network(example).shape == (2, 3)
     with pytest.raises(ValueError, match=f"{name} needs images of at least {says.smallest} pixels"):
         says.check(1, says.smallest - 1)
 

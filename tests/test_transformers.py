@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 import npmerge as npm
 from npmerge.align import Alignment, permute
-from npmerge.catalogue import DATASETS
-from npmerge.data import Batches, load
-from npmerge.data.sets.texts import CATEGORIES, TextBatches, TextSet
-from npmerge.experiments import cells
-from npmerge.experiments.heads import (
+from npmerge.align.heads import (
     heads_of,
     permute_by_fixed_head,
     permute_by_head,
     permute_fixed_heads,
 )
+from npmerge.catalogue import DATASETS
+from npmerge.data import Batches, load
+from npmerge.data.sets.texts import CATEGORIES, TextBatches, TextSet
+from npmerge.experiments import cells
 from npmerge.experiments.transformers import HEADS
 from npmerge.methods import Combination
 from npmerge.models import build

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from npmerge.experiments import heads  # noqa: F401 - registers the alignments
 from npmerge.experiments.listing import PATHS, Experiment, setting_cells
 from npmerge.experiments.profile import Methods, Profile, Section
 from npmerge.store.records import Cell

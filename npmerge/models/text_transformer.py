@@ -24,7 +24,7 @@ class TextTransformer(nn.Module):
         return logits
 
 
-@model(label="text encoder", family="transformer", place=5)
+@model(label="text encoder", family="transformer", takes="texts", place=5)
 def text_encoder(
     classes: int,
     width: float = 1,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from npmerge.align.alignment import Alignment
+from npmerge.align.correlation import assignment, permute
+from npmerge.align.moments import covariances
+from npmerge.data.streams import Data, example_of
 from npmerge.methods import method
-
-if TYPE_CHECKING:  # listing experiments does not wait for PyTorch
-    from torch import Tensor, nn
-
-    from npmerge.align import Alignment
-    from npmerge.data.streams import Data
-    from npmerge.symmetry import Group
+from npmerge.symmetry import Group, SymmetryError, Tap, symmetry_on
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,6 @@ def permute_fixed_heads(
     Raises:
         ValueError, SymmetryError: as :func:`npmerge.align.correlation.permute`.
     """
-    from npmerge.align import permute
-
     groups = _known(a, data, groups)
     held = [one.group for one in heads_of(groups)]
     return permute(a, b, data, groups=[group for group in groups if group not in held])
@@ -76,7 +75,7 @@ def permute_fixed_heads(
 
 @method(
     kind="align", label="Permute, head by head", short="P, by head", family="alignment",
-    needs=("data",), ours=True, place=6,
+    needs=("data",), reference="verma2024", ours=True, place=6,
 )  # fmt: skip
 def permute_by_head(
     a: nn.Module, b: nn.Module, data: Data, *, groups: Sequence[Group] | None = None
@@ -127,11 +126,6 @@ def permute_by_fixed_head(
 def _by_head(
     a: nn.Module, b: nn.Module, data: Data, groups: Sequence[Group] | None, *, held: bool
 ) -> Alignment:
-    import torch
-
-    from npmerge.align import Alignment, covariances, permute
-    from npmerge.align.correlation import assignment
-
     groups = _known(a, data, groups)
     every = heads_of(groups)
     inner = [group for one in every for group in one.inner]
@@ -159,9 +153,6 @@ def _by_head(
 
 
 def _known(a: nn.Module, data: Data, groups: Sequence[Group] | None) -> tuple[Group, ...]:
-    from npmerge.data.streams import example_of
-    from npmerge.symmetry import symmetry_on
-
     return tuple(symmetry_on(a, example_of(data)) if groups is None else groups)
 
 
@@ -179,8 +170,6 @@ def _outside(group: Group, every: Sequence[Heads]) -> tuple[Any, ...]:
 
 def _whole(model: nn.Module, heads: Group, inner: Group) -> Group:
     """The dimensions of all heads as one group, shown by the linear layer that puts them out."""
-    from npmerge.symmetry import SymmetryError, Tap
-
     slots = tuple(replace(slot, repeats=()) for slot in inner.slots)
     for slot in slots:
         path, _, kind = slot.name.rpartition(".")
