@@ -87,7 +87,8 @@ def open_data(
         name: an image set of :data:`npmerge.catalogue.DATASETS`; a folder of images, with a folder a class, all in
             ``train`` and possibly ``validation`` and ``test``, or without these; or ``"package.module:function"``,
             which returns a re-iterable of batches, or several: a dictionary of ``"train"``, ``"validation"`` and
-            ``"test"``, or a tuple of them in this order. It gets ``batch_size``, ``seed`` and ``image_size`` where it takes them.
+            ``"test"``, or a tuple of them in this order. It gets ``batch_size``, ``seed`` and ``image_size`` where it
+            takes them.
         preprocessing: of images.
         batch_size: images a step.
         validation: share of the training images to hold out, where there are none for validation.
