@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def card(how: Mapping[str, Any], name: str) -> str:
+def model_card(how: Mapping[str, Any], name: str) -> str:
     """A merge in Markdown.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npmerge.card import card, versions
+from npmerge.card import model_card, versions
 from npmerge.catalogue import DATASETS, MODELS
 from npmerge.methods import Kind, find
 from npmerge.store.files import probe, write_atomically
@@ -496,7 +496,7 @@ def _write_folder(
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as place:
         part = Path(place) / output.name
         save_folder(model, like, part)
-        card_path(part).write_text(card(how, output.name), encoding="utf-8")
+        card_path(part).write_text(model_card(how, output.name), encoding="utf-8")
         _write_alpha(part, alpha, how)
         if output.exists():
             output.rename(Path(place) / "before")
@@ -512,7 +512,7 @@ def _write(
     def write_all(part: Path) -> None:
         save_state(part, model.state_dict(), {"merge": how})
         _write_alpha(output, alpha, how)
-        text = card(how, output.stem)
+        text = model_card(how, output.stem)
         write_atomically(card_path(output), lambda file: file.write_text(text, encoding="utf-8"))
 
     write_atomically(output, write_all)

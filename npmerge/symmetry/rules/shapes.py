@@ -60,7 +60,7 @@ def expand(call: Call) -> list[Layout]:
 
 
 @rule("repeat")
-def repeat(call: Call) -> list[Layout]:
+def repeated(call: Call) -> list[Layout]:
     """Copies side by side, in any order."""
     layout = [UNIT] * (call.outputs[0].ndim - call.args.self.ndim) + call.of(call.args.self)
     return [
