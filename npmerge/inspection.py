@@ -80,14 +80,14 @@ def inspect(
     Args:
         a: model A.
         b: model B, of the same architecture.
-        data: training data, for the alignment and batch norm; see :func:`npmerge.merge`.
+        data: training data, for the alignment and batch norm; see :func:`npmerge.merging.merge`.
         align: how B is aligned.
         align_options: of the alignment.
         judged: what the models on the line are scored on; ``data`` by default.
         loss: of the outputs and the batch; by default the cross-entropy of the labels.
         points: models on the line, its two ends included.
         seed: of whatever the alignment draws.
-        strict: see :func:`npmerge.merge`.
+        strict: see :func:`npmerge.merging.merge`.
 
     Returns:
         The groups, the two lines, and how many layers of batch norm there are. Where a symmetry is not known, and the

@@ -265,7 +265,7 @@ def inspect_checkpoints(
         device: where to run.
 
     Returns:
-        What :func:`npmerge.inspect` finds, in lines.
+        What :func:`npmerge.inspection.inspect` finds, in lines.
 
     Raises:
         ValueError: as :func:`merge_checkpoints`.

@@ -9,7 +9,7 @@ from npmerge.symmetry.finding import (
     permute_randomly,
     symmetry_on,
 )
-from npmerge.symmetry.groups import Group, Place, Role, Slot, Symmetry, SymmetryError, Tap
+from npmerge.symmetry.groups import Group, Role, Slot, Span, Symmetry, SymmetryError, Tap
 from npmerge.symmetry.rules import RULES, rule
 from npmerge.symmetry.taps import activations, tap
 
@@ -17,9 +17,9 @@ __all__ = [
     "RULES",
     "Check",
     "Group",
-    "Place",
     "Role",
     "Slot",
+    "Span",
     "Symmetry",
     "SymmetryError",
     "Tap",

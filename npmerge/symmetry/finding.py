@@ -24,7 +24,7 @@ from npmerge.symmetry.atoms import (
     rigid,
     segment_length,
 )
-from npmerge.symmetry.groups import Group, Place, Slot, Symmetry, SymmetryError, Tap
+from npmerge.symmetry.groups import Group, Slot, Span, Symmetry, SymmetryError, Tap
 from npmerge.symmetry.watch import Escapes, Event, Watch, evaluating, plain_operations
 
 EXAMPLES = 2
@@ -209,13 +209,13 @@ def _assembled(model: nn.Module, watch: Watch) -> Symmetry:
     return Symmetry(groups, _movable(model, layouts), dict(watch.pinned), unused)
 
 
-def _places(axis: Axis, number: int) -> Iterator[tuple[int, Place]]:
+def _places(axis: Axis, number: int) -> Iterator[tuple[int, Span]]:
     """Where the atoms of an axis lie on it."""
     total = sum(map(segment_length, axis))
     for variable, offset, block, repeats in _factors(axis):
         yield (
             variable,
-            Place(axis=number, length=total, offset=offset, block=block, repeats=repeats),
+            Span(axis=number, length=total, offset=offset, block=block, repeats=repeats),
         )
 
 
@@ -265,7 +265,7 @@ def _sum_of_atoms(axis: Axis) -> bool:
     return all(sum(bool(a.variable) for a in atoms_of((segment,))) <= 1 for segment in axis)
 
 
-def _tap(event: Event, output: int, place: Place, mixed: bool) -> Tap:
+def _tap(event: Event, output: int, place: Span, mixed: bool) -> Tap:
     return Tap(
         **vars(place), path=event.path, operation=event.operation, occurrence=event.occurrence,
         output=output, mixed=mixed,

@@ -17,7 +17,7 @@ class SymmetryError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Span:
     """Where a group's channels lie on an axis of a tensor.
 
     Channel ``i`` has ``block`` consecutive indices from ``offset + i * block`` on, and the same again at every step of
@@ -80,7 +80,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot(Place):
+class Slot(Span):
     """Where a group acts on one tensor of the state dict.
 
     Attributes:
@@ -95,7 +95,7 @@ class Slot(Place):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tap(Place):
+class Tap(Span):
     """The activation that shows a group: an output of the n-th run of an operation in a module.
 
     Attributes:

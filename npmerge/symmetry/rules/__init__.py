@@ -18,7 +18,7 @@ from npmerge.symmetry.atoms import Layout
 if TYPE_CHECKING:
     from npmerge.symmetry.call import Call
 
-Function = TypeVar("Function", bound="Callable[[Call], list[Layout]]")
+F = TypeVar("F", bound="Callable[[Call], list[Layout]]")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {}
 """Rules by the name of the ATen operation, without the underscore of in-place variants."""
 
 
-def rule(*names: str, measurable: bool = False) -> Callable[[Function], Function]:
+def rule(*names: str, measurable: bool = False) -> Callable[[F], F]:
     """Register the rule of some operations.
 
     Args:
@@ -45,7 +45,7 @@ def rule(*names: str, measurable: bool = False) -> Callable[[Function], Function
         A decorator that gives the function back.
     """
 
-    def register(function: Function) -> Function:
+    def register(function: F) -> F:
         for name in " ".join(names).split():
             RULES[name] = Rule(function, measurable)
         return function
