@@ -28,7 +28,7 @@ from npmerge.catalogue import (
     experiment_names,
     profile_names,
 )
-from npmerge.merge_command import Beside, MergeOptions, check_request
+from npmerge.merge_command import SCHEDULES, Beside, MergeOptions, check_request
 from npmerge.methods import KINDS, of_kind
 
 if TYPE_CHECKING:
@@ -245,6 +245,7 @@ def _merge(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         validation=options.validation,
         patience=options.patience,
+        schedule=options.schedule,
         loss=options.loss,
         metric=options.metric,
         hold_unknown=options.hold_unknown,
@@ -556,6 +557,10 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
         "--epochs", type=int, metavar="N", help="of learning (default: the method's)"
     )
     merge.add_argument("--lr", type=float, help="of learning (default: the method's)")
+    merge.add_argument(
+        "--schedule",
+        help=f"how the learning rate falls to 0, {' or '.join(SCHEDULES)} (default: it stays)",
+    )  # fmt: skip
     merge.add_argument("--batch-size", type=int, default=500, metavar="N", help="default: 500")
     merge.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     merge.add_argument(

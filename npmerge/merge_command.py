@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # what is wrong with a request is said before PyTorch is impo
     from npmerge.data.user import Parts
 
 SUFFIX = ".safetensors"
+SCHEDULES = "linear", "cosine"
+"""How a learning rate may fall to 0."""
 STEPS: tuple[Kind, ...] = ("align", "aggregate", "correct", "many")
 
 
@@ -48,6 +50,7 @@ class MergeOptions:
         batch_size: images a step.
         validation: share of the training images that the best epoch is chosen on.
         patience: epochs without a better one until learning stops.
+        schedule: how the learning rate falls to 0, ``"linear"`` or ``"cosine"``; by default it stays.
         loss, metric: ``"package.module:function"``, of the outputs and the batch.
         hold_unknown: leave what an operation of unknown symmetry touches where it is, instead of refusing the model.
         seed: of the order, the augmentation and whatever methods draw.
@@ -71,6 +74,7 @@ class MergeOptions:
     batch_size: int = 500
     validation: float = 0.0
     patience: int | None = None
+    schedule: str | None = None
     loss: str | None = None
     metric: str | None = None
     hold_unknown: bool = False
@@ -130,6 +134,13 @@ def check_request(
         raise ValueError(f"epochs is {learning['epochs']}: it cannot be negative")
     if not learning.get("lr", 1) > 0:
         raise ValueError(f"lr is {learning['lr']:g}: it must be positive")
+    if options.schedule is not None:
+        if options.schedule not in SCHEDULES:
+            raise ValueError(
+                f"unknown schedule {options.schedule!r}: choose one of {', '.join(SCHEDULES)}"
+            )
+        if "epochs" not in find(options.aggregate, "aggregate").options:
+            raise ValueError(f"{options.aggregate} does not learn: it has no schedule")
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}: it must be at least 1")
     if options.width is not None and not 0 < options.width < 1000:
@@ -217,7 +228,7 @@ def merge_checkpoints(
         correct_options=options.options.get("correct"),
         many_options=options.options.get("many"),
         loss=bench.loss, metric=bench.metric, validation=bench.parts.validation,
-        patience=options.patience, strict=not options.hold_unknown,
+        patience=options.patience, schedule=_schedule(options), strict=not options.hold_unknown,
     )  # fmt: skip
     scored = {chr(ord("A") + place): model for place, model in enumerate(bench.models)}
     if bench.loss is None and bench.metric is None:
@@ -465,6 +476,17 @@ def _tried(model: nn.Module, name: str, options: MergeOptions, parts: Parts) -> 
         if found < classes:
             raise ValueError(f"{wanted}, and give {classes} logits, not {found}: change the model")
     return model
+
+
+def _schedule(options: MergeOptions) -> Callable[[float], float] | None:
+    """What multiplies the learning rate."""
+    if options.schedule is None:
+        return None
+    from npmerge.training import piecewise_linear, warmup_cosine
+
+    known = find(options.aggregate, "aggregate").options["epochs"]
+    epochs = options.options.get("aggregate", {}).get("epochs", known.default)
+    return {"linear": piecewise_linear, "cosine": warmup_cosine}[options.schedule](epochs, 0)
 
 
 def _sha256(path: Path) -> str:

@@ -80,8 +80,8 @@ def fit(
 ) -> list[float]:
     """Minimise a loss of ``model`` over ``data``; the model is changed in place and left in train mode.
 
-    Nothing inside an epoch waits for the device: the losses stay there and are looked at once the epoch is over. (The
-    labels of data other than npmerge's own batches are checked step by step, which does wait.)
+    Nothing inside an epoch waits for the device, but for a progress bar: the losses stay there and are looked at once
+    the epoch is over. (The labels of data other than npmerge's own batches are checked step by step, which does wait.)
 
     Args:
         model: maps a batch's inputs to logits ``(N, classes)``, or to what ``loss`` takes.
@@ -166,7 +166,8 @@ def fit(
                         losses.append(step(batch))
                     except torch.OutOfMemoryError as error:
                         raise OutOfMemoryError(_what_fits(step, batch, device)) from error
-                    bar.update()
+                    if bar.update():  # shown, at most twice a second
+                        bar.set_postfix(loss=f"{losses[-1].item():.3f}", refresh=False)
                 rates = [max(peaks) * factor for factor in factors]
                 history.append(_mean_loss(torch.stack(losses).tolist(), rates, epoch))
                 bar.set_postfix(loss=f"{history[-1]:.3f}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from npmerge.merge_command import MergeOptions, alpha_path, merge_checkpoints
 from npmerge.models import resnet20
 from npmerge.models.outside import build_outside, load_folder
 from npmerge.store.checkpoints import load_into, load_state, save_state
-from npmerge.training import fit
+from npmerge.training import fit, piecewise_linear, warmup_cosine
 
 MODEL = ["--model", "resnet20", "--width", "0.125", "--data", "digits", "--image-size", "4"]
 QUICK = ["--epochs", "1", "--device", "cpu", "--quiet"]
@@ -561,6 +561,8 @@ def test_data_may_come_from_a_function(
         (["--data", "empty", "--image-size", "4"], "Couldn't find any class folder in empty"),
         (["--data", "digits", "--mean", "1"], "digits has its own mean, std and transform"),
         (["--data", "digits", "--image-size", "4", "--patience", "2"], "patience is 2: give at lea"),
+        (["--data", "digits", "--schedule", "step"], "unknown schedule 'step': choose one of linear"),
+        (["--data", "digits", "--schedule", "linear", "--aggregate", "mean"], "mean does not learn"),
         (["--data", "digits", "--history", "h.txt"], "history is h.txt: give a name that ends in"),
         (["--data", "digits", "--align", "x.safetensors"], "x.safetensors"),
         (["--data", "digits", "--loss", "test_merge_command:absent"], "loss 'test_merge_command:abs"),
@@ -611,6 +613,32 @@ def test_learning_stops_when_a_metric_gets_no_better_and_the_history_is_written(
     assert values[-1] <= max(values[:-1])  # it stopped at the first epoch that was no better
     assert values[:-1] == sorted(set(values[:-1]))
     assert all(row["loss"] < 1 for row in history)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [("linear", piecewise_linear(2, 0)), ("cosine", warmup_cosine(2, 0))],
+)
+def test_the_learning_rate_falls_as_asked(
+    name: str, schedule: Callable[[float], float], here: dict[str, bytes]
+) -> None:
+    assert merge("--epochs", "2", "--lr", "0.3", "--schedule", name) == 0
+    written = load_file("m.safetensors")
+    a, b = (model_of(load_file(f"{one}.safetensors")) for one in "ab")
+    parts = open_data("digits", Preprocessing(image_size=4), batch_size=500)
+    again, constant = (
+        npm.merge(
+            [a, b],
+            parts.train,
+            learn_on=parts.learn,
+            schedule=one,
+            aggregate_options={"epochs": 2, "lr": 0.3},
+        ).model.state_dict()
+        for one in (schedule, None)
+    )
+    weight = "head.weight"
+    assert torch.allclose(written[weight], again[weight], atol=1e-5)
+    assert not torch.allclose(written[weight], constant[weight], atol=1e-3)
 
 
 def test_an_alignment_is_saved_and_used_again(
