@@ -25,6 +25,7 @@ from safetensors.torch import load, load_file
 from tiny import PROFILE, assert_same_state, tiny_profile
 
 from npmerge.data import DataError
+from npmerge.device import threads
 from npmerge.experiments import EXPERIMENTS, cells
 from npmerge.methods import Combination
 from npmerge.run import engine
@@ -591,15 +592,17 @@ def test_a_dry_run_goes_through_every_cell_and_keeps_nothing(
 
 @pytest.mark.cifar
 def test_the_paper_scale_command_runs_with_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its networks, images, methods and grids; batches of 20, so that a CPU is done in a minute."""
+    """Its networks, images, methods and grids; batches of 20 and one thread, so that a CPU is done in a minute."""
     real = engine._shortened
 
     def smaller(config: dict[str, Any]) -> dict[str, Any]:
         config = json.loads(json.dumps(config))
         config["setting"]["recipe"]["batch_size"] = config["data"]["batch_size"] = 20
+        config["threads"] = 1
         return real(config)
 
     monkeypatch.setattr(engine, "_shortened", smaller)
+    monkeypatch.setattr(engine, "threads", lambda _wanted: threads(1))
     assert (
         run_experiments("same_data", profile="paper", seeds=[0], dry_run=True, device="cpu") == []
     )
