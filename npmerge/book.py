@@ -9,7 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,27 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 import npmerge
-from npmerge.experiments import cells, load_profile, load_profiles
+from npmerge.experiments import load_profiles
 from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
-from npmerge.report.plots import plot_methods, style
-from npmerge.report.words import NOTHING, seeds_text
-from npmerge.store.records import Records
+from npmerge.report.comparison import (
+    GRID,
+    grid_points,
+    other_points,
+    paper_points,
+    plot_comparison,
+)
+from npmerge.report.ledger import ledger
+from npmerge.report.pages import everything, stale
+from npmerge.report.plots import style
+from npmerge.report.report_card import card, claims_page, every_number, numbers_page
+from npmerge.report.words import NOTHING
+from npmerge.store.records import Record
 
 log = logging.getLogger(__name__)
 
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
 SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
-EXPERIMENT = "same_data"  # the one on the first page
 PACKAGES = ("npmerge.experiments", "npmerge.models", "npmerge.data", "npmerge.symmetry.rules")
 """Packages that have functions of their own."""
 OPTIONS = ("   :members:", "   :ignore-module-all:")
@@ -37,6 +47,8 @@ MARK = ".npmerge-book"
 """A file that says that a folder is ours to empty."""
 METHODS_HERE, MODULES_HERE = "% methods", "% modules"
 """Lines of the API page that stand for what is made from the registry and from the package."""
+CARD_HERE, CLAIMS_HERE, NUMBERS_HERE = "% report card", "% claims", "% numbers"
+"""Lines that stand for what is made from records: on the first page, and on those of claims and of numbers."""
 
 
 class BookError(RuntimeError):
@@ -67,7 +79,7 @@ def make_book(
     Raises:
         BookError: the sources are not there, the output is a folder with something else in it, a notebook failed, or
             Jupyter Book warned or failed.
-        FileNotFoundError, ValueError: no records for the first page's figure; see :func:`draw_result`.
+        ValueError: a record file is damaged.
     """
     root, output = Path(root).resolve(), Path(output).resolve()
     missing = [name for name in SOURCES if not (root / name).exists()]
@@ -93,7 +105,9 @@ def make_book(
     page.write_text(api_page(page.read_text(encoding="utf-8")), encoding="utf-8")
     for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
         execute(notebook, notebook, parameters, progress=progress)
-    draw_result(stage, parameters)
+    records = _all_records(stage, parameters)
+    draw_result(stage, records)
+    write_record_pages(stage, records)
     return _render(stage, output)
 
 
@@ -203,41 +217,71 @@ def clean(notebook: Any) -> None:
                 one.execution_count = count
 
 
-def draw_result(stage: Path, parameters: dict[str, Any]) -> Path:
-    """Draw the first page's figure from the largest profile that has records.
+def _all_records(stage: Path, parameters: dict[str, Any]) -> dict[str, list[Record]]:
+    """The records that today's configuration gives, by profile, the largest first: published, and those just made."""
+    given = validated(parameters)
+    folders = {one.name: stage / "results" for one in load_profiles(demonstration=False)}
+    folders |= dict.fromkeys(
+        (one.name for one in load_profiles(demonstration=True)),
+        stage / "notebooks" / given.results,
+    )
+    found = {}
+    for profile, folder in folders.items():
+        every = everything(str(folder), profile)
+        old = stale(every)
+        found[profile] = [record for record in every if record not in old]
+    return found
 
-    Records that come with the project are looked for first, then those that the notebooks have just made.
+
+def draw_result(stage: Path, records: Mapping[str, Sequence[Record]]) -> Path:
+    """Draw the first page's figure: NP Merge minus fine-tuning wherever records have both, the paper's beside it.
 
     Args:
-        stage: the book's sources, with ``results/`` and executed ``notebooks/``.
-        parameters: those the notebooks were given.
+        stage: the book's sources.
+        records: by profile.
 
     Returns:
-        The picture, ``book/_static/result.png`` in the stage.
-
-    Raises:
-        FileNotFoundError: there are no records, and the notebooks have made none.
-        ValueError: a record file is damaged.
+        The picture, ``book/_static/result.svg`` in the stage.
     """
-    for profile in load_profiles(demonstration=False):
-        contents = Records(stage / "results").read(profile.name, EXPERIMENT)
-        if contents:
-            break
-    else:
-        given = validated(parameters)
-        profile = load_profile(given.profile)
-        made = Records(stage / "notebooks" / given.results)
-        contents = made.read(profile.name, EXPERIMENT, cells(EXPERIMENT, profile.name, given.seeds))
-    seeds = seeds_text(record.cell.seed for record in contents)
-    title = f"profile {profile.name}, {seeds}\n{profile.title}"
-    target = stage / "book" / "_static" / "result.png"
+    published = {one.name for one in load_profiles(demonstration=False)}
+    grids = [
+        [record for record in some if record.cell.experiment == GRID]
+        for profile, some in records.items()
+        if profile in published
+    ]
+    points = [
+        *chain.from_iterable(map(grid_points, grids)),
+        *other_points(list(chain.from_iterable(records.values()))),
+        *paper_points(),
+    ]
+    target = stage / "book" / "_static" / "result.svg"
     mpl.use("agg")
     with plt.rc_context():
         style()
-        figure = plot_methods(contents, title)
-        figure.savefig(target, dpi=160)
+        figure = plot_comparison(points)
+        figure.savefig(target)
         plt.close(figure)
     return target
+
+
+def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> None:
+    """Put the report card, the claims and the numbers into their pages, and the records beside them to be downloaded.
+
+    Args:
+        stage: the book's sources.
+        records: by profile.
+    """
+    rows, numbers = ledger(records), every_number(records)
+    made = {
+        "index": (CARD_HERE, card(rows)),
+        "claims": (CLAIMS_HERE, claims_page(rows)),
+        "numbers": (NUMBERS_HERE, numbers_page(numbers)),
+    }
+    for name, (here, text) in made.items():
+        page = stage / "book" / f"{name}.md"
+        page.write_text(page.read_text(encoding="utf-8").replace(here, text), encoding="utf-8")
+    numbers.to_csv(stage / "book" / "_static" / "numbers.csv", index=False)
+    shutil.make_archive(str(stage / "book" / "_static" / "records"), "zip", stage / "results")
 
 
 def _render(stage: Path, output: Path) -> Path:

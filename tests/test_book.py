@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from html import unescape
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 import browser
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+
+from npmerge.report.ledger import ENTRIES
 
 FLAGS = (
     "--headless",
@@ -24,7 +27,9 @@ FLAGS = (
     "--disable-sync",
 )
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
-CHAPTERS = ("book/index", "book/method", "book/protocol", "book/reexecute", "book/api")
+CHAPTERS = (
+    "book/index", "book/method", "book/protocol", "book/claims", "book/numbers", "book/reexecute", "book/api",
+)  # fmt: skip
 # Attributes that make the browser load something, and those that the reader can follow.
 LOADED = {("img", "src"), ("script", "src"), ("link", "href"), ("source", "src"), ("iframe", "src")}
 FOLLOWED = {("a", "href")}
@@ -119,6 +124,19 @@ def test_pages_load_nothing_from_another_host(parsed: dict[Path, Parsed]) -> Non
         if urlsplit(u).netloc
     ]
     assert foreign == []
+
+
+def test_the_first_page_has_a_line_for_every_claim_and_says_at_which_scale(html: Path) -> None:
+    page = unescape((html / "book" / "index.html").read_text(encoding="utf-8"))
+    text = page.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    assert [one.text for one in ENTRIES if one.text not in text] == []
+    assert "at the paper's own scale" in text
+    assert "% report card" not in text
+
+
+def test_records_can_be_downloaded(html: Path) -> None:
+    found = {path.name for path in (html / "_downloads").rglob("*.*")}
+    assert {"numbers.csv", "records.zip"} <= found
 
 
 def test_no_cell_shows_an_error(parsed: dict[Path, Parsed]) -> None:

@@ -17,6 +17,7 @@ from npmerge.report.claims import (
     CLAIMS,
     HALF_GAP,
     NP_P,
+    NP_WM,
     PERMUTE,
     Claim,
     Midpoint,
@@ -124,7 +125,7 @@ def test_a_demonstration_shows_margins_and_gives_no_verdict(x: list[float], stat
 
 
 def test_what_a_demonstration_is_stands_in_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {NP_P: [90.0, 91.0, 92.0], CCA: [50.0, 51.0, 52.0]}
+    values = {NP_P: [90.0, 91.0, 92.0], NP_WM: [90.0, 91.0, 92.0], CCA: [50.0, 51.0, 52.0]}
 
     def said(profile: str) -> set[str]:
         return {v.status for v in verdicts(records(values, profile=profile, **HERE))}
@@ -180,7 +181,8 @@ def test_the_middle_is_half_way_between_permute_and_the_ensemble() -> None:
 
 
 def test_verdicts_come_for_every_claim_and_setting() -> None:
-    values = {method: [50.0, 51.0, 52.0] for method in TABLE} | {NP_P: [90.0, 91.0, 92.0]}
+    values = {method: [50.0, 51.0, 52.0] for method in TABLE}
+    values |= {NP_P: [90.0, 91.0, 92.0], NP_WM: [90.0, 91.0, 92.0]}
     both = records(values, **HERE) + records(values, dataset="cifar10", **HERE)
     found_verdicts = verdicts(both)
     assert len(found_verdicts) == 2 * len(CLAIMS["same_data"])
@@ -254,7 +256,7 @@ def test_the_number_of_models_is_a_place_of_its_own() -> None:
         "resnet20x1, cifar100, 2 models",
         "resnet20x1, cifar100, 4 models",
     }
-    assert verdicts(two)[0].claim.text == "NP-P beats Permute, all to one"
+    assert verdicts(two)[0].claim.text == "NP-P and NP-WM in a tournament beat Permute, all to one"
     assert verdicts(two)[0].status == "reproduced"
 
 

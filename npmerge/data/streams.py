@@ -75,7 +75,7 @@ def outputs_of(model: Callable[..., Any], batch: Batch) -> Any:
 
 
 def as_logits(outputs: Any) -> Tensor:
-    """A model's outputs as the logits of classes, in float32.
+    """A model's outputs as the logits of classes, in float32, or float64 if they are.
 
     Args:
         outputs: logits, or an object or a dictionary that has ``logits``.
@@ -93,7 +93,7 @@ def as_logits(outputs: Any) -> Tensor:
             f"the model gives {found} where logits (N, classes) are needed: give a loss of your own, "
             "or a model that gives logits"
         )
-    return logits.float()
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def classified(outputs: Any, batch: Batch, data: Data) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def classified(outputs: Any, batch: Batch, data: Data) -> tuple[Tensor, Tensor]:
         data: where it comes from.
 
     Returns:
-        Logits, ``float32 (M, classes)``, and labels, ``int64 (M,)`` or probabilities, ``(M, classes)``. Where every
+        Logits ``(M, classes)``, and labels, ``int64 (M,)`` or probabilities, ``(M, classes)``. Where every
         position has a label, M counts those of all examples whose label is not :data:`IGNORED`.
 
     Raises:

@@ -62,7 +62,7 @@ def place_of(record: Record) -> Place:
     Args:
         record: the record.
     """
-    return _place(record.rows[0].model_dump() | {"setting": record.cell.setting})
+    return place_of_row(record.rows[0].model_dump() | {"setting": record.cell.setting})
 
 
 def method_of(record: Record) -> Combination:
@@ -120,7 +120,7 @@ def by_method(
     """
     found: dict[Place, dict[Combination, dict[int, float]]] = {}
     for row in table[table["metric"] == metric].to_dict("records"):
-        place, method = _place(row), combination(row)
+        place, method = place_of_row(row), combination(row)
         values = found.setdefault(place, {}).setdefault(method, {})
         if row["seed"] in values:
             raise ValueError(
@@ -183,11 +183,16 @@ def paper_summary(number: str) -> dict[Place, dict[Combination, tuple[float, flo
     rows = paper_numbers()
     found: dict[Place, dict[Combination, tuple[float, float]]] = {}
     for row in rows[(rows["metric"] == "top1") & (rows["table"] == number)].to_dict("records"):
-        found.setdefault(_place(row), {})[combination(row)] = (row["mean"], row["std"])
+        found.setdefault(place_of_row(row), {})[combination(row)] = (row["mean"], row["std"])
     return found
 
 
-def _place(row: Mapping[Any, Any]) -> Place:
+def place_of_row(row: Mapping[Any, Any]) -> Place:
+    """Where a row belongs.
+
+    Args:
+        row: of a record, or of :func:`paper_numbers`, its values by column.
+    """
     examples = _known(row["examples_per_class"])
     if examples is not None and examples != "all":
         examples = int(examples)

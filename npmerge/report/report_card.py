@@ -1,0 +1,199 @@
+"""The report card on the first page, the page of claims and the page of numbers, as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from npmerge.experiments import EXPERIMENTS, load_profile, load_profiles
+from npmerge.methods import Combination
+from npmerge.report.ledger import ICONS, Entry, Outcome, Row
+from npmerge.report.numbers import (
+    Place,
+    combination,
+    method_of,
+    paper_numbers,
+    place_of,
+    place_of_row,
+)
+from npmerge.report.tables import in_paper
+from npmerge.report.words import NOTHING, plus_minus, seed_count, signed
+from npmerge.store.records import Record
+
+CHAPTERS = {
+    "same_data": "/notebooks/01_same_data",
+    "disjoint_splits": "/notebooks/02_disjoint_splits",
+    "imagenet": "/notebooks/02_disjoint_splits",
+    "data_size": "/notebooks/03_data_size",
+    "many_models": "/notebooks/04_many_models",
+}
+"""The chapter of each experiment that the paper makes claims by."""
+
+
+def card(rows: Sequence[Row]) -> str:
+    """The report card: what held, what did not and what nobody knows yet, a line a claim.
+
+    Args:
+        rows: from :func:`npmerge.report.ledger.ledger`.
+    """
+    lines = [_summary(rows), ""]
+    for experiment, group in groupby(rows, key=lambda row: row.entry.experiment):
+        chapter = f"{{doc}}`{EXPERIMENTS[experiment].title} <{CHAPTERS[experiment]}>`"
+        lines += [f"**{chapter}**", "", *map(_line, group), ""]
+    return "\n".join(lines)
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    """How many claims there are of each kind, and at which scale."""
+    largest = load_profiles(demonstration=False)[0].name
+    bests = [row.best for row in rows]
+    counts = Counter(finding.outcome for _, finding in bests)
+    there = sum(row.ours[largest].outcome != "not run" for row in rows if largest in row.ours)
+    scale = (
+        f"{there} of the paper's claims have been put to the test at the paper's own scale."
+        if there
+        else "**None of the paper's numbers has been reproduced at the paper's own scale yet.**"
+    )
+    words: dict[Outcome, str] = {
+        "reproduced": "held",
+        "not reproduced": "did not hold",
+        "inconclusive": "could not be decided",
+        "not judged": "cannot be judged yet, since there are fewer than three seeds or nothing but the demonstration",
+        "not run": "were not put to the test",
+    }
+    told = [f"{counts[key]} {text}" for key, text in words.items() if counts[key]]
+    printed = [row.paper.status for row in rows if row.paper.evidence]
+    refuted = printed.count("not borne out")
+    return (
+        f"{scale} Of {len(rows)} empirical claims, each at the largest scale that says something, {_listed(told)}. "
+        f"The paper's own tables have numbers for {len(printed)} of the claims and do not bear out {refuted} of these "
+        "as they are worded. {doc}`claims` has the evidence for each line, {doc}`numbers` every number."
+    )
+
+
+def _line(row: Row) -> str:
+    profile, finding = row.best
+    where = f" ({_scale(profile)})" * (finding.outcome != "not run")
+    own = f"; *{row.paper.status} by the paper's tables*" * (row.paper.status == "not borne out")
+    return f"- {ICONS[finding.outcome]} **{finding.status}**{where}: {row.entry.text}{own}"
+
+
+def _scale(profile: str) -> str:
+    return f"profile `{profile}`"
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def claims_page(rows: Sequence[Row]) -> str:
+    """Every claim with its section, what the paper's tables say, and what each profile does.
+
+    Args:
+        rows: from :func:`npmerge.report.ledger.ledger`.
+    """
+    lines = []
+    for experiment, group in groupby(rows, key=lambda row: row.entry.experiment):
+        chapter = f"{{doc}}`{EXPERIMENTS[experiment].title} <{CHAPTERS[experiment]}>`"
+        lines += [f"## {EXPERIMENTS[experiment].title}", "", f"The chapter: {chapter}.", ""]
+        for row in group:
+            entry = row.entry
+            lines += [
+                f"**{entry.text[:1].upper()}{entry.text[1:]}.** {_source(entry)}",
+                "",
+                f"- The paper's own numbers: {_told(row.paper.status, row.paper.evidence)}",
+                *(
+                    f"- {ICONS[finding.outcome]} {_scale(profile)}: {_told(finding.status, finding.evidence)}"
+                    for profile, finding in row.ours.items()
+                ),
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _source(entry: Entry) -> str:
+    return f"Section {entry.section}, {entry.table}; effects in {entry.unit}."
+
+
+def _told(status: str, evidence: str) -> str:
+    return f"**{status}**" + f" ({evidence})" * bool(evidence)
+
+
+def every_number(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
+    """The paper's 90 numbers, ours beside them.
+
+    Args:
+        records: by profile.
+
+    Returns:
+        A row a number: where it stands in the paper, its ``paper`` mean and ``std``; and for each profile with records
+        of it our mean, ``std``, ``seeds``, ``difference`` to the paper's, and the ``records``.
+    """
+    ours = {profile: _beside(some) for profile, some in records.items() if some}
+    rows = []
+    for row in paper_numbers().to_dict("records"):
+        place, method = place_of_row(row), combination(row)
+        cells = {
+            "table": row["table"], "dataset": place.dataset, "model": place.model,
+            "split": place.split or "", "images a class": place.examples or "",
+            "method": method.label, "metric": row["metric"], "paper": row["mean"], "paper std": row["std"],
+        }  # fmt: skip
+        for profile, known in ours.items():
+            found = known.get((row["table"], place, method, row["metric"]), [])
+            values = pd.Series([value for value, _ in found], dtype=float)
+            cells |= {
+                profile: round(values.mean(), 2),
+                f"{profile} std": round(values.std(), 2),
+                f"{profile} seeds": len(values),
+                f"{profile} difference": round(values.mean() - row["mean"], 2),
+                f"{profile} records": " ".join(name for _, name in found),
+            }
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _beside(
+    records: Sequence[Record],
+) -> dict[tuple[str, Place, Combination, str], list[tuple[float, str]]]:
+    """Values, and the records that have them, by the number of the paper that they stand beside."""
+    found: dict[tuple[str, Place, Combination, str], list[tuple[float, str]]] = {}
+    for record in records:
+        cell = record.cell
+        place = in_paper(place_of(record), record)
+        if place is None:
+            continue
+        name = f"{cell.profile}/{cell.experiment}/{cell.setting}/seed{cell.seed}/{cell.name}.json"
+        for row in record.rows:
+            key = (EXPERIMENTS[cell.experiment].table, place, method_of(record), row.metric)
+            found.setdefault(key, []).append((row.value, name))
+    return found
+
+
+def numbers_page(numbers: pd.DataFrame) -> str:
+    """Every number as a table to read: the paper's, and for each profile ours with the difference.
+
+    Args:
+        numbers: from :func:`every_number`.
+    """
+    profiles = [name.removesuffix(" seeds") for name in numbers.columns if name.endswith(" seeds")]
+    titles = ["Method", "Paper", *(f"{p} ({load_profile(p).title})" for p in profiles)]
+    lines = []
+    where = ["table", "dataset", "model", "split", "images a class", "metric"]
+    for key, rows in numbers.groupby(where, sort=False):
+        name, *words = map(str, key if isinstance(key, tuple) else (key,))
+        lines += [f"## Table {name}: {', '.join(filter(None, words))}", ""]
+        lines += [f"| {' | '.join(titles)} |", "|---" + "|--:" * (len(titles) - 1) + "|"]
+        for row in rows.to_dict("records"):
+            cells = [row["method"], plus_minus(row["paper"], row["paper std"])]
+            for profile in profiles:
+                seeds = row[f"{profile} seeds"]
+                value = plus_minus(row[profile], row[f"{profile} std"])
+                gap = signed(row[f"{profile} difference"]) if seeds else ""
+                cells.append(f"{value} ({gap}; {seed_count(seeds)})" if seeds else NOTHING)
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
