@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import pandas as pd
@@ -42,7 +42,7 @@ def card(rows: Sequence[Row]) -> str:
     lines = [_summary(rows), ""]
     for experiment, group in groupby(rows, key=lambda row: row.entry.experiment):
         chapter = f"{{doc}}`{EXPERIMENTS[experiment].title} <{CHAPTERS[experiment]}>`"
-        lines += [f"**{chapter}**", "", *map(_line, group), ""]
+        lines += [f"**{chapter}**", "", "{.report-card}", *map(_line, group), ""]
     return "\n".join(lines)
 
 
@@ -106,13 +106,20 @@ def claims_page(rows: Sequence[Row]) -> str:
                 f"**{entry.text[:1].upper()}{entry.text[1:]}.** {_source(entry)}",
                 "",
                 f"- The paper's own numbers: {_told(row.paper.status, row.paper.evidence)}",
-                *(
-                    f"- {ICONS[finding.outcome]} {_scale(profile)}: {_told(finding.status, finding.evidence)}"
-                    for profile, finding in row.ours.items()
-                ),
+                *_profiles(row),
                 "",
             ]
     return "\n".join(lines)
+
+
+def _profiles(row: Row) -> Iterator[str]:
+    for profile, finding in row.ours.items():
+        if finding.outcome != "not run":
+            told = _told(finding.status, finding.evidence)
+            yield f"- {ICONS[finding.outcome]} {_scale(profile)}: {told}"
+    idle = [f"`{name}`" for name, finding in row.ours.items() if finding.outcome == "not run"]
+    if idle:
+        yield f"- {ICONS['not run']} **not run** at {_listed(idle)}"
 
 
 def _source(entry: Entry) -> str:
@@ -133,7 +140,7 @@ def every_number(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
         A row a number: where it stands in the paper, its ``paper`` mean and ``std``; and for each profile with records
         of it our mean, ``std``, ``seeds``, ``difference`` to the paper's, and the ``records``.
     """
-    ours = {profile: _beside(some) for profile, some in records.items() if some}
+    ours = {profile: own for profile, some in records.items() if (own := _beside(some))}
     rows = []
     for row in paper_numbers().to_dict("records"):
         place, method = place_of_row(row), combination(row)
@@ -184,7 +191,9 @@ def numbers_page(numbers: pd.DataFrame) -> str:
     lines = []
     where = ["table", "dataset", "model", "split", "images a class", "metric"]
     for key, rows in numbers.groupby(where, sort=False):
-        name, *words = map(str, key if isinstance(key, tuple) else (key,))
+        name, dataset, model, split, images, metric = map(str, key)
+        size = f"{images} images" + " a class" * (images != "all") if images else ""
+        words = (model, dataset, split.capitalize(), size, metric.replace("top", "top-"))
         lines += [f"## Table {name}: {', '.join(filter(None, words))}", ""]
         lines += [f"| {' | '.join(titles)} |", "|---" + "|--:" * (len(titles) - 1) + "|"]
         for row in rows.to_dict("records"):
@@ -194,6 +203,11 @@ def numbers_page(numbers: pd.DataFrame) -> str:
                 value = plus_minus(row[profile], row[f"{profile} std"])
                 gap = signed(row[f"{profile} difference"]) if seeds else ""
                 cells.append(f"{value} ({gap}; {seed_count(seeds)})" if seeds else NOTHING)
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(
+                f"| {' | '.join(cells)} |".replace(
+                    " \N{PLUS-MINUS SIGN} ",
+                    "\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}",
+                )
+            )
         lines.append("")
     return "\n".join(lines)
