@@ -23,15 +23,17 @@ from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report.comparison import (
     GRID,
+    answer,
     grid_points,
     other_points,
     paper_points,
     plot_comparison,
 )
 from npmerge.report.ledger import ledger
-from npmerge.report.pages import everything, stale
+from npmerge.report.pages import everything, today
 from npmerge.report.plots import style
-from npmerge.report.report_card import card, claims_page, every_number, numbers_page
+from npmerge.report.report_card import card, claims_page, disagreements, every_number, numbers_page
+from npmerge.report.transformers import findings
 from npmerge.report.words import NOTHING
 from npmerge.store.records import Record
 
@@ -47,8 +49,6 @@ MARK = ".npmerge-book"
 """A file that says that a folder is ours to empty."""
 METHODS_HERE, MODULES_HERE = "% methods", "% modules"
 """Lines of the API page that stand for what is made from the registry and from the package."""
-CARD_HERE, CLAIMS_HERE, NUMBERS_HERE = "% report card", "% claims", "% numbers"
-"""Lines that stand for what is made from records: on the first page, and on those of claims and of numbers."""
 
 
 class BookError(RuntimeError):
@@ -225,12 +225,15 @@ def _all_records(stage: Path, parameters: dict[str, Any]) -> dict[str, list[Reco
         (one.name for one in load_profiles(demonstration=True)),
         stage / "notebooks" / given.results,
     )
-    found = {}
-    for profile, folder in folders.items():
-        every = everything(str(folder), profile)
-        old = stale(every)
-        found[profile] = [record for record in every if record not in old]
-    return found
+    return {name: today(everything(str(folder), name)) for name, folder in folders.items()}
+
+
+def _of(experiment: str, records: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """An experiment's records of the largest profile that has any."""
+    every = (
+        [one for one in some if one.cell.experiment == experiment] for some in records.values()
+    )
+    return next(filter(None, every), [])
 
 
 def draw_result(stage: Path, records: Mapping[str, Sequence[Record]]) -> Path:
@@ -273,11 +276,14 @@ def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> 
     """
     rows, numbers = ledger(records), every_number(records)
     made = {
-        "index": (CARD_HERE, card(rows)),
-        "claims": (CLAIMS_HERE, claims_page(rows)),
-        "numbers": (NUMBERS_HERE, numbers_page(numbers)),
+        ("index", "% report card"): card(rows),
+        ("claims", "% claims"): claims_page(rows),
+        ("numbers", "% numbers"): numbers_page(numbers),
+        ("protocol", "% disagreements"): disagreements(rows),
+        ("when_to_use", "% grid"): answer(grid_points(_of(GRID, records))),
+        ("when_to_use", "% transformers"): findings(_of("transformers", records)),
     }
-    for name, (here, text) in made.items():
+    for (name, here), text in made.items():
         page = stage / "book" / f"{name}.md"
         page.write_text(page.read_text(encoding="utf-8").replace(here, text), encoding="utf-8")
     numbers.to_csv(stage / "book" / "_static" / "numbers.csv", index=False)

@@ -161,7 +161,8 @@ def test_a_dictionary_without_labels_is_an_error_only_where_they_are_needed() ->
 def test_outputs_that_are_no_logits_are_named(outputs: Any, found: str) -> None:
     with pytest.raises(ValueError, match=rf"the model gives {found} where logits \(N, classes\)"):
         as_logits(outputs)
-    assert as_logits(nn.Linear(2, 3).double()(torch.zeros(1, 2).double())).dtype == torch.float32
+    assert as_logits(torch.zeros(1, 2).half()).dtype == torch.float32
+    assert as_logits(torch.zeros(1, 2).double()).dtype == torch.float64
 
 
 def test_where_each_position_has_a_label_those_that_count_are_classified() -> None:

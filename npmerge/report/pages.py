@@ -95,6 +95,16 @@ def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame]:
     return [verdict_table(found), verdict_table(found, "evidence")]
 
 
+def today(records: Sequence[Record]) -> list[Record]:
+    """The records that today's configuration gives.
+
+    Args:
+        records: of any experiments.
+    """
+    old = stale(records)
+    return [record for record in records if record not in old]
+
+
 def stale(records: Sequence[Record]) -> list[Record]:
     """The records that today's configuration would not give.
 

@@ -144,15 +144,24 @@ def plot_paths(paths: Mapping[str, Sequence[PathPoint]]) -> Figure:
 def plot_alpha(alpha: dict[str, Tensor]) -> Figure:
     """Where the learned coefficients of the weights lie, layer by layer; dark where many are.
 
+    The axis ends where the outermost two in a thousand begin, as far below one half as above it.
+
     Args:
         alpha: tensors of coefficients in (0, 1), by parameter name; vectors (biases, batch norm) are left out.
     """
     weights = {name: a.detach().cpu().numpy() for name, a in alpha.items() if a.ndim > 1}
-    counts = np.stack([np.histogram(a, bins=50, range=(0, 1))[0] for a in weights.values()])
+    every = np.concatenate([a.ravel() for a in weights.values()])
+    low, high = np.quantile(every, [0.05, 0.95])
+    reach = max(float(np.quantile(np.abs(every - 0.5), 0.998)), 0.01)
+    ends = 0.5 - reach, 0.5 + reach
+    counts = np.stack([np.histogram(a, bins=50, range=ends)[0] for a in weights.values()])
     density = counts / counts.sum(axis=1, keepdims=True)
     rows = len(weights)
     figure, axis = plt.subplots(figsize=(7.2, 1.4 + 0.2 * rows), layout="constrained")
-    image = axis.imshow(density, aspect="auto", cmap="Purples", extent=(0, 1, rows, 0), vmin=0)
+    image = axis.imshow(density, aspect="auto", cmap="Purples", extent=(*ends, rows, 0), vmin=0)
+    axis.set_title(
+        f"nine tenths of all coefficients lie between {low:.2f} and {high:.2f}", fontsize=11
+    )
     axis.set_yticks(np.arange(rows) + 0.5, [n.removesuffix(".weight") for n in weights], fontsize=8)
     axis.axvline(0.5, color="black", lw=0.8, ls=":")
     axis.set(xlabel="α: from all B (0) to all A (1)")  # noqa: RUF001

@@ -10,7 +10,8 @@ import pandas as pd
 
 from npmerge.experiments import EXPERIMENTS, load_profile, load_profiles
 from npmerge.methods import Combination
-from npmerge.report.ledger import ICONS, Entry, Outcome, Row
+from npmerge.parameters import PUBLISHED
+from npmerge.report.ledger import ICONS, Entry, Outcome, Row, ledger
 from npmerge.report.numbers import (
     Place,
     combination,
@@ -19,6 +20,7 @@ from npmerge.report.numbers import (
     place_of,
     place_of_row,
 )
+from npmerge.report.pages import everything, today
 from npmerge.report.tables import in_paper
 from npmerge.report.words import NOTHING, plus_minus, seed_count, signed
 from npmerge.store.records import Record
@@ -44,6 +46,21 @@ def card(rows: Sequence[Row]) -> str:
         chapter = f"{{doc}}`{EXPERIMENTS[experiment].title} <{CHAPTERS[experiment]}>`"
         lines += [f"**{chapter}**", "", "{.report-card}", *map(_line, group), ""]
     return "\n".join(lines)
+
+
+def what_held(*experiments: str, folder: str = PUBLISHED) -> str:
+    """The lines of the report card that a chapter is about, from the records that come with the project.
+
+    Args:
+        experiments: their names.
+        folder: of the records.
+    """
+    records = {
+        profile.name: today(everything(folder, profile.name))
+        for profile in load_profiles(demonstration=False)
+    }
+    rows = [row for row in ledger(records) if row.entry.experiment in experiments]
+    return "\n".join(map(_line, rows))
 
 
 def _summary(rows: Sequence[Row]) -> str:
@@ -124,6 +141,19 @@ def _profiles(row: Row) -> Iterator[str]:
 
 def _source(entry: Entry) -> str:
     return f"Section {entry.section}, {entry.table}; effects in {entry.unit}."
+
+
+def disagreements(rows: Sequence[Row]) -> str:
+    """Where the paper's own tables do not bear out what it says, a line a claim.
+
+    Args:
+        rows: from :func:`npmerge.report.ledger.ledger`.
+    """
+    return "\n".join(
+        f"- {row.entry.text} (Section {row.entry.section}, {row.entry.table}): {row.paper.evidence}"
+        for row in rows
+        if row.paper.status == "not borne out"
+    )
 
 
 def _told(status: str, evidence: str) -> str:
