@@ -11,7 +11,7 @@ import pandas as pd
 from npmerge.experiments import EXPERIMENTS, load_profile, load_profiles
 from npmerge.methods import Combination
 from npmerge.parameters import PUBLISHED
-from npmerge.report.ledger import ICONS, Entry, Outcome, Row, ledger
+from npmerge.report.ledger import ICONS, POINTS, Entry, Outcome, Row, ledger
 from npmerge.report.numbers import (
     Place,
     combination,
@@ -95,7 +95,8 @@ def _line(row: Row) -> str:
     profile, finding = row.best
     where = f" ({_scale(profile)})" * (finding.outcome != "not run")
     own = f"; *{row.paper.status} by the paper's tables*" * (row.paper.status == "not borne out")
-    return f"- {ICONS[finding.outcome]} **{finding.status}**{where}: {row.entry.text}{own}"
+    unit = f" {row.entry.unit}" * ("by" in finding.status and row.entry.unit != POINTS)
+    return f"- {ICONS[finding.outcome]} **{finding.status}{unit}**{where}: {row.entry.text}{own}"
 
 
 def _scale(profile: str) -> str:
