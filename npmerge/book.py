@@ -29,10 +29,16 @@ from npmerge.report.comparison import (
     paper_points,
     plot_comparison,
 )
-from npmerge.report.ledger import ledger
+from npmerge.report.ledger import hold_claims
 from npmerge.report.pages import everything, today
 from npmerge.report.plots import style
-from npmerge.report.report_card import card, claims_page, disagreements, every_number, numbers_page
+from npmerge.report.report_card import (
+    claims_page,
+    disagreements,
+    every_number,
+    first_page,
+    numbers_page,
+)
 from npmerge.report.transformers import findings
 from npmerge.report.words import NOTHING
 from npmerge.store.records import Record
@@ -47,8 +53,8 @@ OPTIONS = ("   :members:", "   :ignore-module-all:")
 """Of the API page's modules."""
 MARK = ".npmerge-book"
 """A file that says that a folder is ours to empty."""
-METHODS_HERE, MODULES_HERE = "% methods", "% modules"
-"""Lines of the API page that stand for what is made from the registry and from the package."""
+METHODS_HERE = "% methods"
+"""The line of the API's first page that stands for what is made from the registry."""
 
 
 class BookError(RuntimeError):
@@ -101,8 +107,11 @@ def make_book(
             shutil.copytree(source, stage / name, ignore=ignored)
         else:
             shutil.copy(source, stage / name)
-    page = stage / "book" / "api.md"
-    page.write_text(api_page(page.read_text(encoding="utf-8")), encoding="utf-8")
+    first = (stage / "book" / "api.md").read_text(encoding="utf-8")
+    for name, text in api_pages(first).items():
+        page = stage / "book" / f"{name}.md"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(text, encoding="utf-8")
     for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
         execute(notebook, notebook, parameters, progress=progress)
     records = _all_records(stage, parameters)
@@ -111,11 +120,14 @@ def make_book(
     return _render(stage, output)
 
 
-def api_page(text: str) -> str:
-    """The API page with the table of methods and the modules of every room.
+def api_pages(text: str) -> dict[str, str]:
+    """The pages of the API: the first one with the table of methods, and one for every room.
 
     Args:
-        text: Markdown with the lines :data:`METHODS_HERE` and :data:`MODULES_HERE`.
+        text: the first one, Markdown with the line :data:`METHODS_HERE`.
+
+    Returns:
+        Markdown by the page's name: ``"api"``, ``"api/align"``, ...
     """
     rows = [
         f"| {{py:func}}`~{one.module}.{one.name}` | {one.kind} | {one.label} | {', '.join(one.needs) or NOTHING} "
@@ -129,18 +141,15 @@ def api_page(text: str) -> str:
     for name in public_modules():
         _, _, below = name.partition(".")
         room, dot, _ = below.partition(".")
-        rooms.setdefault(f"npmerge.{room}" if dot else "npmerge", []).append(name)
-    parts = []
+        rooms.setdefault(room if dot else "npmerge", []).append(name)
+    pages = {"api": text.replace(METHODS_HERE, head + "\n".join(rows))}
     for room, modules in sorted(rooms.items()):
-        lines = [
-            line
-            for name in modules
-            for line in (f".. automodule:: {name}", "   :members:", "   :ignore-module-all:", "")
-        ]
-        parts.append("\n".join([f"## {room}", "", "```{eval-rst}", *lines, "```", ""]))
-    return text.replace(METHODS_HERE, head + "\n".join(rows)).replace(
-        MODULES_HERE, "\n".join(parts)
-    )
+        title = room if room == "npmerge" else f"npmerge.{room}"
+        lines = [f"# {title}", "", "```{eval-rst}"]
+        for name in modules:
+            lines += [f".. automodule:: {name}", *OPTIONS, ""]
+        pages[f"api/{room}"] = "\n".join([*lines, "```", ""])
+    return pages
 
 
 def public_modules() -> list[str]:
@@ -274,9 +283,9 @@ def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> 
         stage: the book's sources.
         records: by profile.
     """
-    rows, numbers = ledger(records), every_number(records)
+    rows, numbers = hold_claims(records), every_number(records)
     made = {
-        ("index", "% report card"): card(rows),
+        ("index", "% report card"): first_page(rows),
         ("claims", "% claims"): claims_page(rows),
         ("numbers", "% numbers"): numbers_page(numbers),
         ("protocol", "% disagreements"): disagreements(rows),

@@ -113,6 +113,39 @@ def autocast(
 
 
 @contextlib.contextmanager
+def sound_convolutions(model: nn.Module) -> Iterator[None]:
+    """Let a model learn in bfloat16 on a CPU: convolutions whose gradients would be wrong compute in float32.
+
+    Where the stride is larger than the input, oneDNN's bfloat16 gradient of the weights is read from memory that nobody
+    has written (seen with PyTorch 2.15).
+
+    Args:
+        model: its convolutions are modules.
+    """
+    left: list[Any] = []
+
+    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        first, *rest = inputs
+        stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
+        if all(length >= step for length, step in zip(first.shape[2:], stride, strict=False)):
+            return None
+        left.append(torch.autocast(first.device.type, enabled=False))
+        left[-1].__enter__()
+        return (first.float(), *rest)
+
+    def after(*_: object) -> None:
+        if left:
+            left.pop().__exit__(None, None, None)
+
+    with contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(module.stride) > 1:
+                hooks.callback(module.register_forward_pre_hook(before).remove)
+                hooks.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+@contextlib.contextmanager
 def float32(device: torch.device) -> Iterator[None]:
     """Measure in true float32: no autocast, and no TensorFloat-32 in convolutions and matrix products.
 

@@ -6,6 +6,7 @@ import copy
 import math
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,13 @@ from npmerge.data.streams import (
     size_of,
     stream,
 )
-from npmerge.device import autocast, device_of, free_memory, gains_from_bfloat16
+from npmerge.device import (
+    autocast,
+    device_of,
+    free_memory,
+    gains_from_bfloat16,
+    sound_convolutions,
+)
 
 Loss = Callable[[Any, Batch], Tensor]
 """``loss(outputs, batch)``: one number, from what the model answered to a batch."""
@@ -125,11 +132,12 @@ def fit(
             "a learning-rate schedule needs data of known length: give data with len()"
         )
     device = device_of(model)
+    mixed = gains_from_bfloat16(device) if mixed_precision is None else mixed_precision
     forward = torch.compile(model) if compile else model
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
 
     def step(batch: Batch) -> Tensor:
-        with autocast(device, mixed_precision):
+        with autocast(device, mixed):
             outputs = outputs_of(forward, batch)
             value = (
                 cross_entropy(*classified(outputs, batch, data))
@@ -149,13 +157,14 @@ def fit(
             "epochs": epochs,
             "steps": steps,
             "schedule": [schedule(epoch) for epoch in range(epochs)] if schedule else None,
-            "bfloat16": gains_from_bfloat16(device) if mixed_precision is None else mixed_precision,
+            "bfloat16": mixed,
             "compile": compile,
         }
         resume = Resume(saved, save_every, model, optimizer, data, conditions)
         history = resume.history()
+    sound = sound_convolutions(model) if mixed and device.type == "cpu" else nullcontext()
     try:
-        with _bar(progress, epochs * steps, len(history) * steps) as bar:
+        with sound, _bar(progress, epochs * steps, len(history) * steps) as bar:
             for epoch in range(len(history), epochs):
                 losses: list[Tensor] = []
                 factors: list[float] = []

@@ -1,13 +1,15 @@
-"""What the tests share: the built book."""
+"""What the tests share: the precision, and the built book."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +19,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HTML",
         help="check the book that is built in this folder already, instead of building one",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_by_default() -> Iterator[None]:
+    """The same numbers whatever the processor: nothing learns in bfloat16 unless a test asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

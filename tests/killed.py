@@ -71,7 +71,8 @@ def train(
     optimizer = optimizer_of(kind, model, network(1))
     history = fit(
         model, data, optimizer, epochs=EPOCHS, schedule=piecewise_linear(EPOCHS, 1), saved=saved,
-        save_every=0, on_epoch=lambda epoch, _: None if seen is None else seen.append(epoch),
+        save_every=0, mixed_precision=False,
+        on_epoch=lambda epoch, _: None if seen is None else seen.append(epoch),
     )  # fmt: skip
     return model, optimizer, history
 

@@ -23,6 +23,7 @@ from npmerge.device import (
     peak_memory,
     random_states,
     set_random_states,
+    sound_convolutions,
     threads,
 )
 from npmerge.evaluate import score
@@ -68,6 +69,33 @@ def test_an_older_pytorch_is_asked_in_its_own_way(
 
 def test_a_device_nobody_has_measured_does_not_gain_from_bfloat16() -> None:
     assert not gains_from_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize(("size", "stride", "count"), [(1, 2, 4), (1, 2, 9), (3, 4, 9)])
+def test_convolutions_that_step_over_their_input_learn_the_right_weights(
+    size: int, stride: int, count: int
+) -> None:
+    """Their gradients in bfloat16 are garbage on CPUs that compute in it."""
+    conv = nn.Conv2d(64, 64, 3, stride=stride, padding=1)
+    pixels, weighed = torch.randn(count, 64, size, size), torch.randn(count, 64, 1, 1)
+
+    def gradient(enabled: bool) -> Tensor:
+        with sound_convolutions(conv), autocast(CPU, enabled):
+            outputs = conv(pixels)
+            assert torch.is_autocast_enabled("cpu") is enabled
+        (found,) = torch.autograd.grad((outputs * weighed).sum(), [conv.weight])
+        return found
+
+    right = gradient(enabled=False)
+    assert (gradient(enabled=True) - right).abs().max() < 0.05 * right.abs().max()
+    with autocast(CPU, enabled=True):
+        assert conv(pixels).dtype == torch.bfloat16  # nothing is left behind
+
+
+def test_other_convolutions_stay_in_bfloat16() -> None:
+    conv = nn.Conv2d(3, 4, 3, stride=2)
+    with sound_convolutions(conv), autocast(CPU, enabled=True):
+        assert conv(torch.randn(2, 3, 8, 8)).dtype == torch.bfloat16
 
 
 def test_the_kernels_of_a_device_have_a_label_fit_for_a_file_name(

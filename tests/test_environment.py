@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import npmerge
-from npmerge.book import api_page
+from npmerge.book import api_pages
 from npmerge.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +137,7 @@ def test_no_tracked_file_but_a_published_model_is_over_a_megabyte() -> None:
 
 
 def test_every_public_module_and_every_method_is_on_the_api_page() -> None:
-    page = api_page((ROOT / "book" / "api.md").read_text())
+    page = "".join(api_pages((ROOT / "book" / "api.md").read_text()).values())
     found = [m for m in pkgutil.walk_packages(npmerge.__path__, "npmerge.") if "._" not in m.name]
     modules = {module.name for module in found if not module.ispkg}
     packages = {module.name for module in found if module.ispkg}

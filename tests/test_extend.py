@@ -112,7 +112,7 @@ FILES = {
 }
 SHOWN = """
 import json, sys
-from npmerge.book import api_page
+from npmerge.book import api_pages
 from npmerge.methods import Combination
 from npmerge.report.plots import plot_methods
 from npmerge.report.numbers import summary
@@ -121,7 +121,7 @@ records = list(Records(sys.argv[1]).whole("digits", "weighing"))
 found = summary(table(records))
 figure = plot_methods(records)
 texts = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
-page = api_page("% methods\\n% modules")
+page = "".join(api_pages("% methods").values())
 print(json.dumps({
     "rows": [method.label for here in found.values() for method in here],
     "plot": texts,

@@ -14,9 +14,9 @@ from npmerge.aggregate import QUANTILES
 from npmerge.methods import Combination
 from npmerge.report import ledger as ledger_module
 from npmerge.report.claims import FINETUNE, NP_MANY, NP_P, NP_WM, PERMUTE, WEIGHT_MATCHING
-from npmerge.report.ledger import ENTRIES, Finding, Row, ledger
+from npmerge.report.ledger import ENTRIES, Finding, Row, hold_claims
 from npmerge.report.numbers import paper_numbers
-from npmerge.report.report_card import CHAPTERS, card, claims_page, every_number, numbers_page
+from npmerge.report.report_card import CHAPTERS, claims_page, every_number, first_page, numbers_page
 from npmerge.store.records import Record
 
 MINUS = "\N{MINUS SIGN}"
@@ -26,7 +26,7 @@ def said(text: str, some: list[Record]) -> Finding:
     """What records of the profile ``short`` say about their experiment's claim with that text."""
     (row,) = [
         row
-        for row in ledger({"short": some})
+        for row in hold_claims({"short": some})
         if text in row.entry.text and row.entry.experiment == some[0].cell.experiment
     ]
     return row.ours["short"]
@@ -38,7 +38,7 @@ def here(values: Mapping[Combination, list[float]], **where: Any) -> list[Record
 
 def test_where_the_paper_disagrees_with_itself() -> None:
     """Found by hand in its Tables I to IV; all other claims with numbers are borne out."""
-    rows = ledger({})
+    rows = hold_claims({})
     found = {
         (row.entry.table, row.entry.text, row.paper.evidence)
         for row in rows
@@ -219,8 +219,8 @@ def test_alpha_is_near_one_half_if_nine_tenths_of_it_are(reach: float, status: s
 
 
 def test_the_card_says_first_what_nobody_has_run_at_the_paper_s_scale() -> None:
-    rows = ledger({})
-    text = card(rows)
+    rows = hold_claims({})
+    text = first_page(rows)
     assert text.startswith("**None of the paper's numbers has been reproduced at the paper's own")
     assert f"Of {len(rows)} empirical claims" in text
     assert f"{len(rows)} were not put to the test" in text
@@ -233,8 +233,8 @@ def test_the_card_counts_and_shows_the_profile_that_says_most() -> None:
     values |= {NP_P: [60.0, 61.0, 62.5], NP_WM: [60.0, 61.5, 62.0]}
     where = {"experiment": "same_data", "split": None}
     paper = records({m: v[:1] for m, v in values.items()}, profile="paper", **where)
-    rows = ledger({"paper": paper, "short": here(values, **where)})
-    text = card(rows)
+    rows = hold_claims({"paper": paper, "short": here(values, **where)})
+    text = first_page(rows)
     assert "of the paper's claims have been put to the test at the paper's own scale" in text
     assert "**reproduced** (profile `short`): NP-P and NP-WM beat CCA Merge" in text
     row = next(row for row in rows if row.entry.text == "NP-P and NP-WM beat CCA Merge")

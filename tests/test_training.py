@@ -272,7 +272,7 @@ def test_training_in_bfloat16_measures_the_same_accuracy_as_in_float32(device: s
 def test_bfloat16_is_the_default_exactly_where_the_device_gains_from_it(
     gains: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("npmerge.device.gains_from_bfloat16", lambda _: gains)
+    monkeypatch.setattr("npmerge.training.gains_from_bfloat16", lambda _: gains)
     default, forced = net(), net()
     fit(default, loader(), sgd(default), epochs=1)
     fit(forced, loader(), sgd(forced), epochs=1, mixed_precision=gains)

@@ -135,7 +135,7 @@ class Row:
         return "", Finding("not run", "")
 
 
-def ledger(records: Mapping[str, Sequence[Record]]) -> list[Row]:
+def hold_claims(records: Mapping[str, Sequence[Record]]) -> list[Row]:
     """Every claim, held against the paper's tables and against records.
 
     Args:

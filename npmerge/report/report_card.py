@@ -11,7 +11,7 @@ import pandas as pd
 from npmerge.experiments import EXPERIMENTS, load_profile, load_profiles
 from npmerge.methods import Combination
 from npmerge.parameters import PUBLISHED
-from npmerge.report.ledger import ICONS, POINTS, Entry, Outcome, Row, ledger
+from npmerge.report.ledger import ICONS, POINTS, Entry, Outcome, Row, hold_claims
 from npmerge.report.numbers import (
     Place,
     combination,
@@ -35,11 +35,11 @@ CHAPTERS = {
 """The chapter of each experiment that the paper makes claims by."""
 
 
-def card(rows: Sequence[Row]) -> str:
+def first_page(rows: Sequence[Row]) -> str:
     """The report card: what held, what did not and what nobody knows yet, a line a claim.
 
     Args:
-        rows: from :func:`npmerge.report.ledger.ledger`.
+        rows: from :func:`npmerge.report.ledger.hold_claims`.
     """
     lines = [_summary(rows), ""]
     for experiment, group in groupby(rows, key=lambda row: row.entry.experiment):
@@ -59,7 +59,7 @@ def what_held(*experiments: str, folder: str = PUBLISHED) -> str:
         profile.name: today(everything(folder, profile.name))
         for profile in load_profiles(demonstration=False)
     }
-    rows = [row for row in ledger(records) if row.entry.experiment in experiments]
+    rows = [row for row in hold_claims(records) if row.entry.experiment in experiments]
     return "\n".join(map(_line, rows))
 
 
@@ -112,7 +112,7 @@ def claims_page(rows: Sequence[Row]) -> str:
     """Every claim with its section, what the paper's tables say, and what each profile does.
 
     Args:
-        rows: from :func:`npmerge.report.ledger.ledger`.
+        rows: from :func:`npmerge.report.ledger.hold_claims`.
     """
     lines = []
     for experiment, group in groupby(rows, key=lambda row: row.entry.experiment):
@@ -148,7 +148,7 @@ def disagreements(rows: Sequence[Row]) -> str:
     """Where the paper's own tables do not bear out what it says, a line a claim.
 
     Args:
-        rows: from :func:`npmerge.report.ledger.ledger`.
+        rows: from :func:`npmerge.report.ledger.hold_claims`.
     """
     return "\n".join(
         f"- {row.entry.text} (Section {row.entry.section}, {row.entry.table}): {row.paper.evidence}"

@@ -21,7 +21,7 @@ from npmerge.evaluate import score
 from npmerge.many import tournament
 from npmerge.memory import Memory, allocated
 from npmerge.merging import Merger
-from npmerge.run.work import Bench, Work
+from npmerge.run.work import Bench, Work, mixed_precision
 from npmerge.store.records import Cell, Outcome, Row
 from npmerge.training import Optimizer, fit
 
@@ -62,6 +62,7 @@ class _Costs:
         self.work = Work(cell, bench)
         self.device, self.lr = bench.device, cell.config["lr"]
         self.count = cell.config.get("copies", 2)
+        self.mixed = mixed_precision(cell.config, bench.device)
         self.rows: list[Row] = []
         self.details: dict[str, Any] = {}
 
@@ -86,7 +87,11 @@ class _Costs:
 
         def all_merged(plain: Data, learn_on: Data | Callable[[int], Data]) -> nn.Module:
             merger = Merger(
-                plain, learn_on=learn_on, seed=seed, aggregate_options={"epochs": 1, "lr": self.lr}
+                plain,
+                learn_on=learn_on,
+                seed=seed,
+                aggregate_options={"epochs": 1, "lr": self.lr},
+                mixed_precision=self.mixed,
             )
             return tournament(
                 models, lambda x, y, pairing: merger.merge(x, y, pairing.seed), seed=seed
@@ -109,7 +114,7 @@ class _Costs:
         for epoch in range(self.work.config["epochs"]):
             turns = list(begun.items())
             for method, one in turns if epoch % 2 == 0 else reversed(turns):
-                _, spent = self._timed(partial(_epoch, *one, data[method]))
+                _, spent = self._timed(partial(self._epoch, *one, data[method]))
                 took[method].append(spent)
             for method, (model, _) in turns:
                 copied = reset_batchnorm(copy.deepcopy(model), self.work.train)
@@ -136,8 +141,11 @@ class _Costs:
         self, begin: Callable[..., tuple[nn.Module, Optimizer]], aligned: nn.Module, few: Data
     ) -> object:
         begun = begin(self.work.pair[0], aligned, lr=self.lr)
-        _epoch(*begun, few)
+        self._epoch(*begun, few)
         return begun
+
+    def _epoch(self, model: nn.Module, optimizer: Optimizer, data: Data) -> list[float]:
+        return fit(model, data, optimizer, epochs=1, mixed_precision=self.mixed)
 
     def _scored(self, model: nn.Module) -> dict[str, float]:
         found = score(model, self.work.test)
@@ -173,7 +181,3 @@ def _aligned(a: nn.Module, b: nn.Module, data: Data) -> nn.Module:
 
 def _average(a: nn.Module, aligned: nn.Module, data: Data) -> nn.Module:
     return reset_batchnorm(mean(a, aligned), data)
-
-
-def _epoch(model: nn.Module, optimizer: Optimizer, data: Data) -> list[float]:
-    return fit(model, data, optimizer, epochs=1)
