@@ -73,10 +73,12 @@ def legend(figure: plt.Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def split_records(seed: int = 0, classes: int = 4, split: str = "dirichlet") -> list[Record]:
-    """The records of the disjoint splits: each model knows what it saw."""
+def split_records(
+    seed: int = 0, classes: int = 4, split: str = "dirichlet", shares: tuple[int, ...] = ()
+) -> list[Record]:
+    """The records of the disjoint splits: each model knows what it saw; A saw these shares, in turns."""
     draw = np.random.default_rng(seed)
-    first = draw.integers(0, 101, classes)
+    first = np.resize(shares, classes) if shares else draw.integers(0, 101, classes)
     seen = np.stack([first, 100 - first]).tolist()
     known = {"classes": {"accuracy": [list(map(float, each)) for each in seen], "seen": seen}}
     measured = {
@@ -360,6 +362,18 @@ def test_the_plot_of_the_classes_has_a_panel_a_setting(classes: int) -> None:
     assert [panel.get_title() for panel in panels] == TITLES
     assert all(len(panel.lines) == 6 for panel in panels)
     assert legend(figure)[:3] == ["A alone", "B alone", "Ensemble"]
+
+
+def test_classes_of_which_a_saw_one_of_two_shares_have_a_row_each() -> None:
+    kept = [one for seed in (0, 1) for one in split_records(seed, 6, "80-20", shares=(80, 20))]
+    (panel,) = axes(splits.plot_classes(kept))
+    *models, half = panel.lines
+    assert [line.get_label() for line in models][:3] == ["A alone", "B alone", "Ensemble"]
+    assert all(len(line.get_ydata()) == 6 for line in models)
+    assert half.get_ydata()[0] == 2.5  # three classes of each kind
+    first = models[0].get_xdata()
+    assert max(first[:3]) == 20
+    assert min(first[3:]) == 80
 
 
 def test_places_of_a_setting_go_from_few_models_to_many_and_from_many_images_to_few() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -151,12 +152,12 @@ def class_summary(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def plot_classes(records: Sequence[Record], align: str = "permute") -> Figure:
-    """What each model knows of a class against the share of the class that A saw, in one panel a setting.
+    """What each model knows of a class, in one panel a setting.
 
-    The models are A, B, their ensemble and what is merged of them after one alignment, at given options.
-
-    Dots are classes, of all seeds, those of each model moved sideways a little. The lines join the classes' means
-    between 0, 10, 30, 50, 70, 90 and 100 percent.
+    The models are A, B, their ensemble and what is merged of them after one alignment, at given options. Where A saw
+    many different shares of the classes, dots are classes, of all seeds, against that share; the lines join the
+    classes' means between 0, 10, 30, 50, 70, 90 and 100 percent. Where it saw one of two shares, each class has a row
+    with the means over the seeds.
 
     Args:
         records: of ``disjoint_splits``.
@@ -169,30 +170,65 @@ def plot_classes(records: Sequence[Record], align: str = "permute") -> Figure:
             if not is_merged(m := method_of(one)) or (m.align == align and not m.tuned)
         ]
     )
-    places = list(dict.fromkeys(rows["place"]))
-    models = list(dict.fromkeys(rows["model"]))
+    panels = dict(list(rows.groupby("place", sort=False)))
+    heights = [
+        1.4 + 0.16 * here["class"].nunique() ** 0.75 if _two_shares(here) else 3.1
+        for here in panels.values()
+    ]
     figure, axes = plt.subplots(
-        len(places), 1, figsize=(6.4, 0.6 + 3.1 * len(places)), sharex=True, squeeze=False,
-        layout="constrained",
+        len(panels), 1, figsize=(6.4, 0.6 + sum(heights)), squeeze=False, layout="constrained",
+        height_ratios=heights,
     )  # fmt: skip
-    size = 5 if len(rows) > 1000 * len(places) else 20
-    for axis, place in zip(axes[:, 0], places, strict=True):
-        for number, model in enumerate(models):
-            here = rows[(rows["place"] == place) & (rows["model"] == model)]
-            colour, line = _look(model)
-            if line != ":":
-                x = here["share"] + 0.8 * (number - len(models) / 2)
-                axis.scatter(x, here["accuracy"], s=size, color=colour, alpha=0.35, lw=0)
-            part = np.digitize(here["share"], [10, 30, 50, 70, 90])
-            trend = here.groupby(part)[["share", "accuracy"]].mean()
-            axis.plot(
-                trend["share"], trend["accuracy"], ls=line, color=colour, lw=2.2, label=_name(model)
-            )
-        axis.set(xlim=(-3, 103), ylim=(-3, 103), ylabel="test accuracy (%)")
+    for axis, (place, here) in zip(axes[:, 0], panels.items(), strict=True):
+        (_class_rows if _two_shares(here) else _class_dots)(axis, here)
         axis.set_title(place, fontsize=11)
-    axes[-1][0].set_xlabel("share of the class that A saw; B saw the rest (%)")
     legend_below(figure)
     return figure
+
+
+def _two_shares(rows: pd.DataFrame) -> bool:
+    """Whether A saw one of two shares of each class, up to rounding."""
+    return bool(rows["share"].round(-1).nunique() <= 2)
+
+
+def _class_dots(axis: Axes, rows: pd.DataFrame) -> None:
+    models = list(dict.fromkeys(rows["model"]))
+    size = 5 if len(rows) > 1000 else 20
+    for number, model in enumerate(models):
+        here = rows[rows["model"] == model]
+        colour, line = _look(model)
+        if line != ":":
+            x = here["share"] + 0.8 * (number - len(models) / 2)
+            axis.scatter(x, here["accuracy"], s=size, color=colour, alpha=0.35, lw=0)
+        part = np.digitize(here["share"], [10, 30, 50, 70, 90])
+        trend = here.groupby(part)[["share", "accuracy"]].mean()
+        axis.plot(
+            trend["share"], trend["accuracy"], ls=line, color=colour, lw=2.2, label=_name(model)
+        )
+    axis.set(xlim=(-3, 103), ylim=(-3, 103), ylabel="test accuracy (%)")
+    axis.set_xlabel("share of the class that A saw; B saw the rest (%)")
+
+
+def _class_rows(axis: Axes, rows: pd.DataFrame) -> None:
+    """A row a class, those of which A saw more on top, by its accuracy."""
+    models = list(dict.fromkeys(rows["model"]))
+    found = pd.DataFrame(
+        {m: rows[rows["model"] == m].groupby("class")["accuracy"].mean() for m in models}
+    )
+    share = rows.groupby("class")["share"].mean().round(-1)
+    order = pd.DataFrame({"share": share, "A": found["A"]}).sort_values(["share", "A"])
+    found = found.loc[order.index]
+    y = np.arange(len(found))
+    axis.hlines(y, found.min(axis=1), found.max(axis=1), color="black", alpha=0.2, lw=1)
+    for model in models:
+        colour, line = _look(model)
+        face = "white" if line == ":" else colour
+        axis.plot(found[model], y, "o", ms=4, color=colour, mfc=face, label=_name(model))
+    middle = (share.loc[order.index] < share.mean()).sum() - 0.5
+    axis.axhline(middle, color="black", lw=0.8, ls=":")
+    axis.set(xlim=(-3, 103), xlabel="test accuracy (%)", ylabel="classes")
+    axis.set_yticks([middle / 2, (middle + len(found)) / 2], ["B saw\nmore", "A saw\nmore"])
+    axis.grid(visible=False, axis="y")
 
 
 def _class_accuracies(record: Record) -> Iterator[tuple[str | Combination, Sequence[float]]]:
