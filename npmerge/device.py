@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,10 +125,12 @@ def sound_convolutions(model: nn.Module) -> Iterator[None]:
     """
     left: list[Any] = []
 
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def before(
+        stride: tuple[int, ...], _module: nn.Module, inputs: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...] | None:
         first, *rest = inputs
-        stride: tuple[int, ...] = module.stride  # type: ignore[assignment]
-        if all(length >= step for length, step in zip(first.shape[2:], stride, strict=False)):
+        sizes = first.shape[-len(stride) :]
+        if all(size >= step for size, step in zip(sizes, stride, strict=True)):
             return None
         left.append(torch.autocast(first.device.type, enabled=False))
         left[-1].__enter__()
@@ -140,7 +143,8 @@ def sound_convolutions(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and max(module.stride) > 1:
-                hooks.callback(module.register_forward_pre_hook(before).remove)
+                hook = partial(before, module.stride)
+                hooks.callback(module.register_forward_pre_hook(hook).remove)
                 hooks.callback(module.register_forward_hook(after).remove)
         yield
 

@@ -211,17 +211,21 @@ def _more_in_resnets(evidence: Evidence) -> list[Group]:
     """NP Merge's lead over fine-tuning in residual networks, minus that in VGG."""
     leads = {
         kind: [
-            [here[ours] - here[theirs] for ours, theirs in _learned(here)]
+            {pair: here[pair[0]] - here[pair[1]] for pair in _learned(here)}
             for place, here in evidence.scores.items()
             if place.model.startswith(kind)
         ]
         for kind in ("resnet", "vgg")
     }
     return [
-        {f"lead of {ours.label} over {theirs.label}, ResNet {MINUS} VGG": more - less}
+        {
+            f"lead of {ours.label} over {theirs.label}, ResNet {MINUS} VGG": residual[ours, theirs]
+            - plain[ours, theirs]
+        }
         for residual in leads["resnet"]
         for plain in leads["vgg"]
-        for (ours, theirs), more, less in zip(_PAIRS, residual, plain, strict=False)
+        for ours, theirs in residual
+        if (ours, theirs) in plain
     ]
 
 
