@@ -345,7 +345,7 @@ def _claims(options: argparse.Namespace) -> None:
             f"run `npmerge run {words} --profile {options.profile}` first"
         )
     from npmerge.report.claims import CLAIMS
-    from npmerge.report.pages import stale, verdict_tables
+    from npmerge.report.pages import today, verdict_tables
 
     for name, found in contents.items():
         if not CLAIMS.get(name):
@@ -353,13 +353,13 @@ def _claims(options: argparse.Namespace) -> None:
         if not found:
             sys.stdout.write(f"{name}: no records\n")
             continue
-        old = stale(found)
-        if old:
+        kept = today(found)
+        if len(kept) < len(found):
             sys.stdout.write(
-                f"{name}: {len(old)} of {len(found)} records were made under another configuration and are left out\n"
+                f"{name}: {len(found) - len(kept)} of {len(found)} records were made under another configuration and "
+                "are left out\n"
             )
-        today = [record for record in found if record not in old]
-        for one in verdict_tables(today) if today else []:
+        for one in verdict_tables(kept) if kept else []:
             sys.stdout.write(one.to_string() + "\n")
 
 
