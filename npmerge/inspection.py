@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from npmerge.align import Alignment
-from npmerge.correct import reset_batchnorm
 from npmerge.data.streams import Data, example_of
 from npmerge.evaluate import PathPoint, barrier, path
 from npmerge.merging import Merger
@@ -69,6 +68,7 @@ def inspect(
     *,
     align: str | Alignment = "permute",
     align_options: Mapping[str, Any] | None = None,
+    learn_on: Data | Callable[[int], Data] | None = None,
     judged: Data | None = None,
     loss: Loss | None = None,
     points: int = 5,
@@ -80,9 +80,10 @@ def inspect(
     Args:
         a: model A.
         b: model B, of the same architecture.
-        data: training data, for the alignment and batch norm; see :func:`npmerge.merging.merge`.
+        data: training data, for the alignment; see :func:`npmerge.merging.merge`.
         align: how B is aligned.
         align_options: of the alignment.
+        learn_on: training data as the models saw them, for batch norm; ``data`` by default. A function gets the seed.
         judged: what the models on the line are scored on; ``data`` by default.
         loss: of the outputs and the batch; by default the cross-entropy of the labels.
         points: models on the line, its two ends included.
@@ -101,8 +102,9 @@ def inspect(
     """
     a, b = prepared(a), prepared(b)
     steps = Merger(
-        data, align=align, aggregate="mean", seed=seed, align_options=align_options, strict=strict
-    )
+        data, align=align, aggregate="mean", seed=seed, align_options=align_options,
+        learn_on=learn_on, strict=strict,
+    )  # fmt: skip
     symmetry, unknown = None, ""
     try:
         symmetry = symmetry_on(a, example_of(data), strict=strict)
@@ -111,10 +113,7 @@ def inspect(
 
     def line(aligned: nn.Module) -> list[PathPoint]:
         where = data if judged is None else judged
-        return path(
-            a, aligned, where, points=points, loss=loss,
-            correct=lambda model: reset_batchnorm(model, data),
-        )  # fmt: skip
+        return path(a, aligned, where, points=points, loss=loss, correct=steps.correct)
 
     before = line(b)
     try:

@@ -183,7 +183,7 @@ def merge_checkpoints(
 ) -> dict[str, dict[str, float]]:
     """Merge the models of checkpoint files and write the result; nothing is written if anything fails.
 
-    The alignment and the correction see the training images as they are, learning sees them shuffled and augmented,
+    The alignment sees the training images as they are, learning and the correction see them shuffled and augmented,
     the scores are those of the test images (of the validation images, or of the training images, where there are no
     others). The models are scored as they come.
 
@@ -236,7 +236,7 @@ def merge_checkpoints(
     if len(files) == 2 and options.many is None and merged.alignment is not None:
         uniform = merge(
             bench.models, bench.parts.train, align=merged.alignment, aggregate="mean",
-            correct=options.correct,
+            correct=options.correct, seed=options.seed, learn_on=bench.parts.learn,
         )  # fmt: skip
         scored["mean"] = uniform.model
     scored["merged"] = merged.model
@@ -289,7 +289,7 @@ def inspect_checkpoints(
     found = inspect(
         bench.models[0], bench.models[1], bench.parts.train,
         align=bench.align, align_options=options.options.get("align"),
-        judged=bench.parts.judged[1], loss=bench.loss, seed=options.seed,
+        learn_on=bench.parts.learn, judged=bench.parts.judged[1], loss=bench.loss, seed=options.seed,
         strict=not options.hold_unknown,
     )  # fmt: skip
     return str(found)

@@ -51,13 +51,11 @@ class HeldOut:
     """Training data in two parts, to choose options on; never test data.
 
     Attributes:
-        kept: to learn from in a trial, shuffled and augmented; a function gets the seed.
-        plain: the same as they are, for the correction after merging.
+        kept: to learn from, and to correct with, in a trial; like ``learn_on`` of :func:`merge`.
         aside: the rest, which trials are scored on.
     """
 
     kept: Data | Callable[[int], Data]
-    plain: Data
     aside: Data
 
 
@@ -148,13 +146,14 @@ def merge(
             reference: B is aligned to A. They may be compiled, or wrapped for several devices. Those in half precision
             are merged in float32. Frozen parameters (``requires_grad``) are averaged, not learned.
         data: training data, a re-iterable of batches (tuples whose last item holds the labels, or dictionaries with
-            ``"labels"``), for the alignment and the correction.
+            ``"labels"``), for the alignment.
         align: how B is aligned: the name of a method, or an alignment that was found before.
         aggregate: how aligned models become one.
         correct: what is done to a merged model; ``None`` for nothing.
         many: how more than two become one; by default in a tournament. Two are a pair unless it is given.
-        learn_on: what the aggregation learns from, ``data`` by default; shuffled and augmented, say. A function gets a
-            seed of each pairing's own.
+        learn_on: what the aggregation learns from and the correction sees, ``data`` by default. Shuffle and augment it
+            like the models' own training: batch norm's statistics should be those of what they have learned from. A
+            function gets a seed of each pairing's own.
         base: the model that all others were trained from, for methods that need one.
         seed: of whatever is drawn at random.
         align_options: of the alignment, by name; see ``npmerge methods``. A value may be a :class:`Choice`.
@@ -291,7 +290,7 @@ class Merger:
             b: model B.
             seed: of the pairing; that of the merge by default.
         """
-        return self.correct(self.aggregate(a, self.align(a, b).apply(b), seed))
+        return self.correct(self.aggregate(a, self.align(a, b).apply(b), seed), seed)
 
     def merge_many(self, loads: Sequence[Load], name: str, options: Mapping[str, Any]) -> nn.Module:
         """Many models become one, corrected; see :func:`merge`."""
@@ -362,14 +361,19 @@ class Merger:
             self.epochs.append(row)
         return _model(result)
 
-    def correct(self, model: nn.Module, data: Data | None = None) -> nn.Module:
+    def correct(self, model: nn.Module, seed: int | None = None) -> nn.Module:
         """Correct a merged model, in place."""
+        return self._corrected(model, self._learn_on, seed)
+
+    def _corrected(
+        self, model: nn.Module, data: Data | Callable[[int], Data], seed: int | None
+    ) -> nn.Module:
         if self._correct is None:
             return model
         with self._timed("reset"):
             corrected: nn.Module = self._call(
                 self._correct, self._options["correct"], model=model,
-                data=self._data if data is None else data,
+                data=_seeded(data, self._seed if seed is None else seed),
             )  # fmt: skip
         return corrected
 
@@ -409,7 +413,7 @@ class Merger:
         if held_out is None:
             raise ValueError("a choice needs held-out training data: give held_out")
         try:
-            model = self.correct(merged(options), held_out.plain)
+            model = self._corrected(merged(options), held_out.kept, None)
         except TrainingError:
             return -math.inf
         if self._metric is None and self._loss is None:

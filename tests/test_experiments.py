@@ -121,6 +121,7 @@ def test_a_cell_says_what_is_merged_and_how() -> None:
     assert (config["models"], config["many"], config["threads"]) == (2, None, 1)
     assert config["data"] == {
         "batch_size": 200, "held_out": 0.1, "examples_per_class": None, "sampling": SAMPLING,
+        "correct_on": "augmented",
     }  # fmt: skip
 
 

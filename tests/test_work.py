@@ -99,7 +99,7 @@ class Hand:
         self.data, self.indices = load_images(one.config["setting"]), indices
         self.train, self.test = self.plain("train", indices), self.plain("test")
         raw = zoo.loaders(base_models(one), self.data)
-        self.loads = [lambda load=load: reset_batchnorm(load(), self.train) for load in raw]
+        self.loads = [lambda load=load: self.reset(load()) for load in raw]
 
     @property
     def pair(self) -> tuple[nn.Module, nn.Module]:
@@ -121,11 +121,11 @@ class Hand:
 
     def tried(self, model: nn.Module) -> float:
         kept, aside = self.held_out()
-        reset_batchnorm(model, self.plain("train", kept))
+        reset_batchnorm(model, self.shuffled(indices=kept))
         return score(model, self.plain("train", aside)).top1
 
-    def reset(self, model: nn.Module) -> nn.Module:
-        return reset_batchnorm(model, self.train)
+    def reset(self, model: nn.Module, seed: int = 0) -> nn.Module:
+        return reset_batchnorm(model, self.shuffled(seed))
 
     def numbers(self, model: nn.Module) -> dict[str, float]:
         found = score(model, self.test)
@@ -314,12 +314,12 @@ def test_shares_without_a_class_and_a_left_over_image_are_trained_aligned_and_me
 
 def learned(hand: Hand, a: nn.Module, b: nn.Module, seed: int) -> nn.Module:
     aligned = permute(a, b, hand.train).apply(b)
-    return hand.reset(np_merge(a, aligned, hand.shuffled(seed), epochs=1).model)
+    return hand.reset(np_merge(a, aligned, hand.shuffled(seed), epochs=1).model, seed)
 
 
 def averaged(hand: Hand, a: nn.Module, b: nn.Module, pairing: Pairing) -> nn.Module:
     example = hand.data.example()
-    return hand.reset(mean(a, weight_matching(a, b, example).apply(b)))
+    return hand.reset(mean(a, weight_matching(a, b, example).apply(b)), pairing.seed)
 
 
 BY_HAND: dict[str, Callable[[Hand], nn.Module]] = {

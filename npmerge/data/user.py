@@ -35,8 +35,8 @@ class Parts:
     """What a merge learns from, and what it is judged on.
 
     Attributes:
-        train: for the alignment and the correction.
-        learn: for learning: shuffled, augmented; a function of the seed.
+        train: for the alignment.
+        learn: for learning and the correction: shuffled, augmented; a function of the seed.
         validation: what the best epoch is chosen on; ``None`` for nothing.
         test: what is scored on; ``None`` if there is nothing but training data.
         classes: how many there are; ``None`` if that is not known.

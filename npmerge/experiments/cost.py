@@ -49,6 +49,7 @@ def list_cells(profile: Profile, section: Cost, seeds: Sequence[int]) -> list[Ce
                 "held_out": section.optimisation.held_out,
                 "examples_per_class": None,
                 "sampling": SAMPLING,
+                "correct_on": "augmented",
             },
             "align": {"method": "permute", "options": {}},
             "correct": "reset_batchnorm",

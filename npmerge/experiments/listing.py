@@ -104,6 +104,7 @@ def setting_cells(
             "held_out": options.held_out,
             "examples_per_class": examples,
             "sampling": SAMPLING,
+            "correct_on": "augmented",
         },
     }
 

@@ -72,7 +72,8 @@ class _Costs:
         few = list(islice(data, STEPS))
         self._memory(AVERAGE, self._allocated(lambda: _average(a, _aligned(a, b, few), few)))
         aligned, before = self._timed(lambda: _aligned(a, b, data), times=AVERAGES)
-        merged, after = self._timed(lambda: _average(a, aligned, data), times=AVERAGES)
+        seen = self.work.shuffled(None, self.work.seed)
+        merged, after = self._timed(lambda: _average(a, aligned, seen), times=AVERAGES)
         self.details["seconds"] = {"alignment": before, "average and batch norm": after}
         for method, begin in LEARNING.items():
             self._memory(method, self._allocated(partial(self._steps, begin, aligned, few)))
@@ -117,7 +118,8 @@ class _Costs:
                 _, spent = self._timed(partial(self._epoch, *one, data[method]))
                 took[method].append(spent)
             for method, (model, _) in turns:
-                copied = reset_batchnorm(copy.deepcopy(model), self.work.train)
+                seen = self.work.shuffled(None, self.work.seed)
+                copied = reset_batchnorm(copy.deepcopy(model), seen)
                 found[method].append(self._scored(copied))
         self.details["epochs"] = took
         self.details["curves"] = {

@@ -360,7 +360,9 @@ class Work:
         config = {"base": digest, "correct": correct.name, "data": self._data_config}
         model = load()
         made: nn.Module = self.bench.artifacts.model(
-            config, model, lambda: correct.function(copy.deepcopy(model), self.train)
+            config,
+            model,
+            lambda: correct.function(copy.deepcopy(model), self.shuffled(self.indices, self.seed)),
         )
         return made
 
@@ -373,7 +375,8 @@ class Work:
             if self.indices is not None
             else None,
             "batch_size": self.batch_size,
-            "seed": self.seed if self.indices is not None else None,
+            "correct_on": self.config["data"]["correct_on"],
+            "seed": self.seed,
         }
 
     @property
@@ -385,11 +388,7 @@ class Work:
     @cached_property
     def _held_out(self) -> HeldOut:
         kept, aside = self._parts()
-        return HeldOut(
-            lambda seed: self.shuffled(kept, seed),
-            self.plain("train", kept),
-            self.plain("train", aside),
-        )
+        return HeldOut(lambda seed: self.shuffled(kept, seed), self.plain("train", aside))
 
     def _parts(self) -> tuple[Tensor, Tensor]:
         """The optimisation data that is kept and that is held out."""
