@@ -30,7 +30,8 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
 
     Args:
         model: the merged model; changed in place.
-        data: any re-iterable of batches of training data; the labels are not used.
+        data: any re-iterable of batches of training data, augmented like those that the model learned from; the
+            labels are not used.
 
     Returns:
         The same model.
@@ -39,7 +40,7 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
         ValueError: the data is empty; the statistics stay as they were, as after every error.
 
     Source:
-        Jordan et al. 2023 (REPAIR); Section IV-A.
+        Jordan et al. 2023 (REPAIR), whose code takes augmented images too; Section IV-A.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
