@@ -24,11 +24,14 @@ FAMILIES = {
     "averaging": "#4C78A8",
     "finetune": "#B279A2",
     "np": "#D1495B",
+    "soup": "#6A8E23",
+    "fisher": "#2F7F86",
     "alignment": "#4C78A8",
     "correction": "#8C6D31",
-    "many": "#E0A030",
+    "many": "#C47A1B",
 }
-"""The families of methods, each with a colour that is told from the others without red-green vision."""
+"""The families of methods, each with a colour that is told from the others without red-green vision, on light and on
+dark pages."""
 
 GIVEN = frozenset(
     {"groups", "statistics", "seed", "base", "loss", "mixed_precision", "on_epoch", "progress",
@@ -72,7 +75,7 @@ class Method(Entry):
     @property
     def color(self) -> str:
         """The family's colour."""
-        spare = ("#2A9D8F", "#E9A23B", "#7A5195", "#4F8F6B", "#9C755F", "#2F4B7C")
+        spare = ("#2A9D8F", "#C06C3E", "#8661A8", "#4F8F6B", "#9C755F", "#3B8EA5")
         return FAMILIES.get(self.family) or spare[sum(map(ord, self.family)) % len(spare)]
 
     def describe(self) -> dict[str, Any]:
