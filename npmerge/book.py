@@ -21,6 +21,7 @@ import npmerge
 from npmerge.experiments import load_profiles
 from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
+from npmerge.report import coefficients, transformers
 from npmerge.report.comparison import (
     GRID,
     answer,
@@ -39,7 +40,7 @@ from npmerge.report.report_card import (
     first_page,
     numbers_page,
 )
-from npmerge.report.transformers import findings
+from npmerge.report.vector import standalone
 from npmerge.report.words import NOTHING
 from npmerge.store.records import Record
 
@@ -115,7 +116,6 @@ def make_book(
     for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
         execute(notebook, notebook, parameters, progress=progress)
     records = _all_records(stage, parameters)
-    draw_result(stage, records)
     write_record_pages(stage, records)
     return _render(stage, output)
 
@@ -245,7 +245,7 @@ def _of(experiment: str, records: Mapping[str, Sequence[Record]]) -> list[Record
     return next(filter(None, every), [])
 
 
-def draw_result(stage: Path, records: Mapping[str, Sequence[Record]]) -> Path:
+def draw_result(stage: Path, records: Mapping[str, Sequence[Record]]) -> str:
     """Draw the first page's figure: NP Merge minus fine-tuning wherever records have both, the paper's beside it.
 
     Args:
@@ -253,7 +253,7 @@ def draw_result(stage: Path, records: Mapping[str, Sequence[Record]]) -> Path:
         records: by profile.
 
     Returns:
-        The picture, ``book/_static/result.svg`` in the stage.
+        What the picture, ``book/_static/result.svg`` in the stage, shows, in words.
     """
     published = {one.name for one in load_profiles(demonstration=False)}
     grids = [
@@ -271,9 +271,9 @@ def draw_result(stage: Path, records: Mapping[str, Sequence[Record]]) -> Path:
     with plt.rc_context():
         style()
         figure = plot_comparison(points)
-        figure.savefig(target)
+        target.write_text(standalone(figure), encoding="utf-8")
         plt.close(figure)
-    return target
+    return str(figure.get_label())
 
 
 def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> None:
@@ -286,11 +286,13 @@ def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> 
     rows, numbers = hold_claims(records), every_number(records)
     made = {
         ("index", "% report card"): first_page(rows),
+        ("index", "% result"): draw_result(stage, records),
         ("claims", "% claims"): claims_page(rows),
         ("numbers", "% numbers"): numbers_page(numbers),
         ("protocol", "% disagreements"): disagreements(rows),
         ("when_to_use", "% grid"): answer(grid_points(_of(GRID, records))),
-        ("when_to_use", "% transformers"): findings(_of("transformers", records)),
+        ("when_to_use", "% transformers"): transformers.findings(_of("transformers", records)),
+        ("when_to_use", "% coefficients"): coefficients.findings(_of("coefficients", records)),
     }
     for (name, here), text in made.items():
         page = stage / "book" / f"{name}.md"

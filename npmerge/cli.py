@@ -344,8 +344,9 @@ def _claims(options: argparse.Namespace) -> None:
             f"no records of {', '.join(asked)} at {options.profile!r} in {records.folder}: "
             f"run `npmerge run {words} --profile {options.profile}` first"
         )
-    from npmerge.report.claims import CLAIMS
-    from npmerge.report.pages import today, verdict_tables
+    from npmerge.report.claims import CLAIMS, verdicts
+    from npmerge.report.pages import today
+    from npmerge.report.tables import verdict_table
 
     for name, found in contents.items():
         if not CLAIMS.get(name):
@@ -359,8 +360,9 @@ def _claims(options: argparse.Namespace) -> None:
                 f"{name}: {len(found) - len(kept)} of {len(found)} records were made under another configuration and "
                 "are left out\n"
             )
-        for one in verdict_tables(kept) if kept else []:
-            sys.stdout.write(one.to_string() + "\n")
+        judged = verdicts(kept) if kept else []
+        for column in ("status", "evidence") if judged else ():
+            sys.stdout.write(verdict_table(judged, column).to_string() + "\n")
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import pytest
 from reports import record
 
 from npmerge import experiments
-from npmerge.report import costs
+from npmerge.report import costs, plots
 from npmerge.report.claims import FINETUNE, NP_P, PERMUTE
 from npmerge.store.records import Record
 
@@ -123,10 +123,23 @@ def test_figures_fit_a_phone(widths: tuple[float, ...]) -> None:
     some = [one for width in widths for one in invented(width, seconds=width**2)]
     for draw in (costs.plot_width, costs.plot_curves):
         figure = draw(some)
-        assert figure.get_size_inches()[0] == 6.4
+        assert figure.get_size_inches()[0] == plots.WIDTH
         figure.draw_without_rendering()
-        names = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert len(names) == 3
+        for axis in figure.axes:
+            assert {"NP Merge", "Fine-tuning"} <= {text.get_text() for text in axis.texts}
+
+
+def test_an_epoch_is_held_against_an_epoch_at_the_widths_there_are() -> None:
+    figure = costs.plot_width([*invented(1, seconds=1), *invented(2, seconds=4)])
+    seconds, memory = figure.axes
+    assert {line.get_label() for line in seconds.lines} == {"NP Merge", "Fine-tuning"}
+    assert {line.get_label() for line in memory.lines} == {"NP Merge", "Fine-tuning", "Average"}
+    assert [tick.get_text() for tick in memory.get_xticklabels()] == ["x1", "x2"]
+    assert len(seconds.get_yticks()) > 1
+    assert str(figure.get_label()).startswith(
+        "An epoch of NP Merge takes 1.20 times as long as one of fine-tuning."
+    )
+    assert "points." in str(costs.plot_curves(invented(1, seconds=1)).get_label())
 
 
 def test_expenses_add_up_numbers_and_the_training_for_them_and_name_what_has_no_record() -> None:

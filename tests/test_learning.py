@@ -24,6 +24,8 @@ def test_losses_are_means_over_seeds_and_alpha_begins_at_a_half() -> None:
     )
     assert figure is not None
     loss, alpha = figure.axes
+    assert {text.get_text() for text in loss.texts} == {NP.label, FINETUNE.label}
+    assert f"{FINETUNE.label} ends at the lowest training loss, 0.50" in str(figure.get_label())
     drawn = {str(line.get_label()): line.get_ydata().tolist() for line in loss.lines}
     assert drawn == {NP.label: [3.0, 1.5], FINETUNE.label: [1.0, 0.5]}
     low, high = (np.asarray(line.get_ydata()) for line in alpha.lines[:2])

@@ -68,7 +68,7 @@ def test_one_call_is_align_aggregate_and_correct(align: str, aggregate: str) -> 
     by_hand = by_hand if isinstance(by_hand, nn.Module) else by_hand.model
     assert_same_state(merged.model.state_dict(), npm.reset_batchnorm(by_hand, data).state_dict())
     assert not any(module.training for module in merged.model.modules())
-    assert (merged.alpha is not None) == (aggregate == "np_merge")
+    assert (merged.alpha is not None) == (aggregate in ("np_merge", "learned_soup", "fisher"))
     assert merged.alignment is not None
     assert merged.alignment.is_permutation == (align != "cca")
     assert set(merged.seconds) == {"alignment", "learning", "reset"}

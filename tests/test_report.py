@@ -18,7 +18,6 @@ from reports import (
     AS_TRAINED,
     BASE,
     ENSEMBLE,
-    LEARNED,
     MEANS,
     TABLE,
     record,
@@ -29,6 +28,7 @@ from npmerge import experiments
 from npmerge.evaluate import PathPoint
 from npmerge.methods import METHODS, Combination, method
 from npmerge.report import claims, many, pages, plots, sizes, splits, tables, words
+from npmerge.report.captions import captioned
 from npmerge.report.claims import FINETUNE, NP_P, PERMUTE
 from npmerge.report.numbers import Place, by_method
 from npmerge.store.records import Cell, Record, Records, table
@@ -69,8 +69,11 @@ def axes(figure: plt.Figure) -> list[plt.Axes]:
     return figure.axes
 
 
-def legend(figure: plt.Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+def named(figure: plt.Figure) -> set[str]:
+    """The names in the legend and at the ends of lines."""
+    texts = [text for legend in figure.legends for text in legend.get_texts()]
+    texts += [text for axis in figure.axes for text in axis.texts]
+    return {text.get_text().replace("\n", " ") for text in texts}
 
 
 def split_records(
@@ -140,17 +143,16 @@ def test_a_method_that_an_experiment_adds_is_in_tables_plots_and_verdicts(toy: C
     assert any("Toy-P" in v.claim.text for v in claims.verdicts(more))
     figure = plots.plot_methods(more)
     assert "Toy-P" in [tick.get_text() for tick in axes(figure)[0].get_yticklabels()]
-    assert "Toy" in legend(figure)
     small = size_records(MERGED | {toy: 15.0})
     assert (f"{HERE}, Dirichlet (ours)", "Toy") in sizes.data_size_table(small).columns
-    assert "Toy" in legend(sizes.plot_data_size(small))
+    assert "Toy" in named(sizes.plot_data_size(small))
     tournament = replace(toy, many="tournament")
     several = [*many_records(), record(tournament, 70.0, experiment="many_models", split=None)]
     assert tournament.label in many.many_table(several).index
-    assert tournament.label in legend(many.plot_many(several))
+    assert "Toy-P" in named(many.plot_many(several))
     known = record(toy, 50.0, details={"classes": {"accuracy": [50.0] * 4}})
     assert "Toy-P" in splits.class_summary([*split_records(), known]).index
-    assert "Toy-P" in legend(splits.plot_classes([*split_records(), known]))
+    assert "Toy-P" in named(splits.plot_classes([*split_records(), known]))
 
 
 def test_few_settings_are_columns_of_the_verdicts_and_many_are_rows() -> None:
@@ -158,14 +160,54 @@ def test_few_settings_are_columns_of_the_verdicts_and_many_are_rows() -> None:
     assert tables.verdict_table(few).shape == (len(claims.CLAIMS["data_size"]), 2)
     several = tables.verdict_table(claims.verdicts(size_records(counts=(1, 5, 10, "all"))))
     assert next(iter(several.index)) == f"{HERE}, Dirichlet, all images"
-    status, evidence = pages.verdict_tables(size_records(counts=(1,), seeds=(0, 1, 2)))
-    assert "not reproduced" in status.to_numpy()
+
+
+def test_a_page_shows_the_claims_that_are_judged_and_counts_the_others() -> None:
+    """The evidence has them all."""
+    count = len(claims.CLAIMS["data_size"])
+    status, sentence, evidence = pages.verdict_tables(size_records(counts=(1,), seeds=(0, 1, 2)))
+    assert set(status.iloc[:, 0]) == {"reproduced", "not reproduced"}
+    assert str(sentence).startswith(f"{count - len(status)} further claim is not judged")
     assert evidence.iloc[0, 0] == "NP-P \N{MINUS SIGN} Permute: +10.0 ± 0.0 (3 seeds)"
-    status, evidence = pages.verdict_tables(size_records(counts=(1,), profile="digits"))
+    assert (status.folded, evidence.folded) == (False, True)
+    status, _, evidence = pages.verdict_tables(size_records(counts=(1,), profile="digits"))
     assert set(status.iloc[:, 0]) == {
-        "demonstration: ahead by 10.0", "demonstration: behind by 10.0", "not run",
+        "demonstration: ahead by 10.0", "demonstration: behind by 10.0",
     }  # fmt: skip
     assert evidence.iloc[0, 0] == "NP-P \N{MINUS SIGN} Permute: +10.0 ± 0.0 (2 seeds)"
+    sentence, evidence = pages.verdict_tables(size_records(counts=(1,)))
+    assert str(sentence).startswith(f"{count} claims are not judged")
+    assert len(evidence) == 2
+
+
+def test_a_caption_says_what_a_table_shows_and_a_long_table_is_folded() -> None:
+    table = captioned(pd.DataFrame({"a": ["1 < 2"]}), "A < B.")
+    assert table._repr_html_().startswith(
+        '<table border="1" class="dataframe">\n  <caption>A &lt; B.'
+    )
+    assert "1 &lt; 2" in table._repr_html_()
+    folded = captioned(table, "A.", folded=True)._repr_html_()
+    assert folded.startswith("<details><summary>A.</summary>")
+    assert "caption" not in folded
+    assert "caption" not in str(table[["a"]]._repr_html_())  # a part is another table
+
+
+def test_beside_the_paper_s_numbers_stands_the_scale_of_both() -> None:
+    own = [record(NP_P, 50.0, seed) for seed in (0, 1)]
+    recipe, options = {"recipe": {"epochs": 8}}, {"method": "np_merge", "options": {"epochs": 3}}
+    own = [
+        one.model_copy(update={"config": {"setting": recipe, "aggregate": options}}) for one in own
+    ]
+    x = "\N{MULTIPLICATION SIGN}"
+    ours = (
+        f"profile lite, seeds 0, 1, 16{x}16 pixels, 8 epochs of base training, 3 epochs of merging"
+    )
+    theirs = f"32{x}32 pixels, 200 epochs of base training, 10 epochs of merging"
+    assert f"(ours: {ours}; the paper's: {theirs})" in tables.beside_paper(own).caption
+    own = [
+        record(NP_P, 50.0, experiment="transformers", profile="grid", dataset="digits", model="vit")
+    ]
+    assert "(profile grid, seed 0)" in tables.beside_paper(own).caption
 
 
 def test_a_tuned_row_has_the_name_and_colour_of_its_method_and_stands_behind_it() -> None:
@@ -263,15 +305,28 @@ def test_numbers_become_text() -> None:
     assert words.plus_minus(1.0, float("nan")) == "1.00"
 
 
-def test_the_plot_of_the_methods_has_a_panel_a_setting_and_a_colour_an_aggregation() -> None:
-    both = [one for split in SPLITS for one in records({key: [50.0] for key in TABLE}, split=split)]
-    figure = plots.plot_methods(both, "title")
+def test_the_plot_of_the_methods_has_a_panel_a_setting_a_row_a_method_and_a_finding() -> None:
+    values = {key: [50.0] for key in TABLE} | {NP_P: [60.0], ENSEMBLE: [70.0]}
+    both = [one for split in SPLITS for one in records(values, split=split)]
+    figure = plots.plot_methods(both)
     panels = axes(figure)
     assert [panel.get_title() for panel in panels] == TITLES
-    merged = [tick.get_text() for tick in panels[0].get_yticklabels()]
-    assert merged == [m.label for m in sorted((*MEANS, *LEARNED), key=lambda m: m.place)]
-    aggregations = {METHODS[m.aggregate].label for m in (*MEANS, *LEARNED)}
-    assert set(legend(figure)) == {BASE.label, ENSEMBLE.label} | aggregations
+    rows = [tick.get_text() for tick in panels[0].get_yticklabels()]
+    assert rows == [m.label for m in sorted(TABLE, key=lambda m: m.place)]
+    assert [text.get_text() for text in panels[0].texts].count("50.0") == len(TABLE) - 2
+    assert f"{NP_P.label} is best with 60.0 %" in str(figure.get_label())
+    assert "above the ensemble in none of 2 settings" in str(figure.get_label())
+    alone = plots.plot_methods(both[: len(TABLE)])
+    assert "is 10.0 points below the ensemble" in str(alone.get_label())
+
+
+def test_a_long_name_has_several_lines_in_its_row() -> None:
+    _, (axis,) = plots.panels([plots.rows_height(["short", "long " * 8])])
+    rows = plots.name_rows(axis, ["short", "long " * 8])
+    labels = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert labels == ["short", "long long long long long", "long long long"]
+    assert rows["short"] == 0.5
+    assert rows["long " * 8] == pytest.approx(np.mean(axis.get_yticks()[1:]))
 
 
 def test_a_method_without_a_number_in_one_setting_is_left_out_there() -> None:
@@ -294,7 +349,8 @@ def test_paths_are_drawn_by_alignment_and_stored_ones_are_the_last_setting_s_fir
     found = plots.stored_paths(kept)
     assert found == {m.align: [PathPoint(alpha=0.0, accuracy=10.0, loss=1.0)] for m in MEANS[:3]}
     figure = plots.plot_paths({"permute": [PathPoint(**p) for p in points], **found})
-    assert legend(figure) == [m.label for m in MEANS[:3]]
+    assert named(figure) == {f"{m.label}: 10.0 % halfway" for m in MEANS[:3]}
+    assert "on the line from B (10.0 %) to A (10.0 %)" in str(figure.get_label())
 
 
 def test_alphas_and_neurons_are_drawn() -> None:
@@ -361,7 +417,7 @@ def test_the_plot_of_the_classes_has_a_panel_a_setting(classes: int) -> None:
     panels = axes(figure)
     assert [panel.get_title() for panel in panels] == TITLES
     assert all(len(panel.lines) == 6 for panel in panels)
-    assert legend(figure)[:3] == ["A alone", "B alone", "Ensemble"]
+    assert {"A alone", "B alone", "Ensemble"} < named(figure)
 
 
 def test_classes_of_which_a_saw_one_of_two_shares_have_a_row_each() -> None:
@@ -421,6 +477,7 @@ def test_sizes_stand_in_order_one_step_apart() -> None:
         assert len(panel.lines) == 5  # four methods and the base models
     assert panels[0].lines[0].get_ydata() == pytest.approx([10.5, 11.5, 12.5])
     assert [tick.get_text() for tick in panels[1].get_xticklabels()] == ["1", "10", "all"]
+    assert "with all images" in str(panels[0].figure.get_label())
 
 
 def test_the_paper_s_lines_are_drawn_only_in_its_own_setting() -> None:
@@ -447,11 +504,19 @@ def test_many_models_are_columns_from_few_to_many() -> None:
     assert found.loc[replace(NP_P, many="tournament").label, "balanced, 4 models"] == "84.00"
 
 
-def test_the_plot_of_many_models_has_a_panel_a_split_and_a_line_a_method() -> None:
+def test_the_plot_of_many_models_has_two_panels_a_split_and_names_lines_at_their_ends() -> None:
     figure = many.plot_many(many_records())
     panels = axes(figure)
-    assert [panel.get_title() for panel in panels] == ["balanced", "dirichlet split"]
-    assert set(legend(figure)) == set(many.many_table(many_records()).index)
+    ways = [METHODS[way].label for way in ("tournament", "all_to_one")]
+    assert [panel.get_title() for panel in panels] == [
+        f"{split}, {way}: test accuracy (%)" for split in ("balanced", "dirichlet") for way in ways
+    ]
+    references = {ENSEMBLE.label, BASE.label}
+    first, second = ({text.get_text() for text in panel.texts} for panel in panels[:2])
+    assert first == references | {m.label for m in (NP_P, PERMUTE, FINETUNE[0])}
+    assert second == references | {m.label for m in (PERMUTE, MEANS[-1])}
+    label = replace(NP_P, many="tournament").label
+    assert str(figure.get_label()).startswith(f"Best of 4 models: {label} with 84.0 % (balanced)")
 
 
 def test_what_each_part_adds_and_the_trend_are_differences() -> None:
@@ -481,13 +546,13 @@ def test_published_records_that_today_s_configuration_would_not_give_are_marked(
     found = pages.published("disjoint_splits", lambda _: "text", tables.beside_paper)
     assert found == {"lite": kept}
     texts = [one.data for one in said if not isinstance(one, pd.DataFrame)]
-    *missing, title, made = texts[:4]
-    assert [text.split()[1] for text in missing] == ["`paper`**", "`short`**"]
-    assert all("no records yet" in text for text in missing)
+    title, made, *notes, missing = texts
+    assert missing == "No records are published yet for `paper` and `short`."
     assert "seed 0" in title
     assert made == "text"
-    assert len(said) == 5 + old  # the demonstration's are not published
+    assert len(said) == 4 + old  # the demonstration's are not published
     assert (words.STALE in title) == old
+    assert len(notes) == old
     if old:
-        assert "1 of 2 records (cifar100-resnet20x1-dirichlet/seed0)" in texts[4]
+        assert "1 of 2 records (cifar100-resnet20x1-dirichlet/seed0)" in notes[0]
     assert pages.stale(kept) == kept[1:] * old

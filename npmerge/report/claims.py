@@ -96,6 +96,11 @@ class Verdict:
     status: str
     evidence: str
 
+    @property
+    def says(self) -> bool:
+        """Whether there is more to it than that nothing was judged: a judgement, or a demonstration's margin."""
+        return self.status != "not run" and "not judged" not in self.status
+
 
 BASE, ENSEMBLE = Combination("base_models"), Combination("ensemble")
 PERMUTE, WEIGHT_MATCHING, CCA = (

@@ -7,33 +7,40 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from textwrap import fill
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from npmerge.aggregate import QUANTILES
-from npmerge.experiments import EXPERIMENTS, cells
+from npmerge.catalogue import profile_names
+from npmerge.experiments import EXPERIMENTS, cells, load_profile
 from npmerge.methods import METHODS
+from npmerge.report.captions import captioned
 from npmerge.report.claims import SEEDS
 from npmerge.report.margins import Margin, paired_margin
 from npmerge.report.numbers import Place, in_order, paper_summary, place_of, size_order
-from npmerge.report.plots import legend_below, looks
+from npmerge.report.plots import (
+    describe,
+    legend_below,
+    looks,
+    name_rows,
+    panels,
+    rows_height,
+)
 from npmerge.report.words import NOTHING, place_labels, seed_count, signed, size_label
 from npmerge.store.records import Cell, Record
 
 NP, FINETUNE = "np_merge", "finetune"
 GRID = "comparison"
 """The experiment that varies one factor at a time."""
-LETTERS = 24
-"""Of a line of a row's name in the picture."""
-WHOLE = 100
-"""Percentage points that no difference exceeds."""
+UNTOLD = "#6B7280"
+"""Colour of a difference that its seeds do not tell from none."""
 PAPER = "the paper"
+FEW_ROWS = 12
+"""Of a table that is shown as it is; a longer one is folded."""
 LINEAR = 3
 """Percentage points around zero that the picture's axis shows to scale; beyond them it is logarithmic."""
 
@@ -218,7 +225,20 @@ def comparison_table(points: Sequence[Point]) -> pd.DataFrame:
         for one in points
     }
     index = pd.MultiIndex.from_tuples(rows, names=["numbers of", "varied", "point"])
-    return pd.DataFrame(list(rows.values()), index=index)
+    return captioned(
+        pd.DataFrame(list(rows.values()), index=index),
+        "Every number of the picture: NP Merge minus fine-tuning in percentage points of top-1 accuracy, with its 95% "
+        f"interval from two seeds on ({_sources(points)}).",
+        folded=len(rows) > FEW_ROWS,
+    )
+
+
+def _sources(points: Sequence[Point]) -> str:
+    """Whose numbers points are, and at which scale they were made."""
+    known = dict.fromkeys(one.source for one in points)
+    titles = {f"profile {one.name}": one.title for one in map(load_profile, profile_names())}
+    titles[PAPER] = "32\N{MULTIPLICATION SIGN}32 pixels, 10 epochs of merging"
+    return "; ".join(f"{name}: {titles[name]}" for name in known)
 
 
 def answer(points: Sequence[Point]) -> str:
@@ -259,42 +279,56 @@ def answer(points: Sequence[Point]) -> str:
 def plot_comparison(points: Sequence[Point]) -> Figure:
     """NP Merge minus fine-tuning, a row a point, in one panel a group; right of the zero line NP Merge is better.
 
-    Filled dots are means over the seeds with their 95% intervals, small ones single seeds, hollow ones the paper's
-    means. Beyond :data:`LINEAR` points either side the axis is logarithmic.
+    Filled marks are means over the seeds with their 95% intervals, small ones single seeds, hollow ones the paper's
+    means. They have the colour of who is better, or none where the interval does not tell. Beyond :data:`LINEAR` points
+    either side the axis is logarithmic.
 
     Args:
         points: in the order in which they are shown.
     """
     groups = _grouped(points)
     names = {group: list(dict.fromkeys(one.row for one in here)) for group, here in groups.items()}
+    titles = {group: _title(*group, here).replace(" (", "\n(") for group, here in groups.items()}
     heights = [
-        0.15 + sum(0.27 if len(row) <= LETTERS else 0.36 for row in rows) for rows in names.values()
+        0.62 + 0.19 * titles[group].count("\n") + rows_height(names[group]) for group in groups
     ]
-    figure, axes = plt.subplots(
-        len(groups), 1, figsize=(6.4, 1.3 + 0.36 * len(groups) + sum(heights)), sharex=True,
-        squeeze=False, layout="constrained", height_ratios=heights,
-    )  # fmt: skip
+    figure, axes = panels(heights, sharex=True)
     drawn = looks({one.align for one in points})
-    for axis, (group, here) in zip(axes[:, 0], groups.items(), strict=True):
-        _frame(axis, _title(*group, here), names[group])
+    for axis, (group, here) in zip(axes, groups.items(), strict=True):
+        axis.set_title(titles[group])
+        axis.axvline(0, color="black", lw=1.2, zorder=1)
+        rows = name_rows(axis, names[group])
         aligned = [align for align in drawn if any(one.align == align for one in here)]
-        shifts = dict(zip(aligned, np.linspace(-0.15, 0.15, len(aligned)), strict=True))
+        shifts = dict(zip(aligned, np.linspace(-0.2, 0.2, len(aligned)), strict=True))
         for one in here:
-            _, marker, colour = drawn[one.align]
             shift = shifts[one.align] if len(aligned) > 1 else 0.0
-            _draw(axis, one, names[group].index(one.row) + shift, marker, colour)
-    last: Axes = axes[-1][0]
+            _draw(axis, one, rows[one.row] + shift, drawn[one.align][1])
+    last = axes[-1]
     _scale(last, [value for one in points for value in (*one.singles, *_ends(one))])
-    ours, theirs = METHODS[NP].label, METHODS[FINETUNE].label
+    ours, theirs = METHODS[NP].label, METHODS[FINETUNE].label.lower()
     last.set_xlabel(
         f"\N{LEFTWARDS ARROW} {theirs} better  |  {ours} better \N{RIGHTWARDS ARROW}\npoints of test accuracy"
     )
-    for align, (_, marker, colour) in drawn.items():
-        last.plot([], [], marker, color=colour, label=f"after {METHODS[align].label}")
+    for align, (_, marker, _) in drawn.items():
+        last.plot([], [], marker, color="black", label=f"after {METHODS[align].label}")
     if len({not one.singles for one in points}) > 1:
-        last.plot([], [], "o", color="black", mfc="white", label=PAPER)
+        last.plot([], [], "o", color="black", mfc="none", label=PAPER)
     legend_below(figure)
-    return figure
+    alt = "Settings of too few seeds, and those whose interval has zero in it, count for neither"
+    return describe(figure, alt, _lead_text(points))
+
+
+def _lead_text(points: Sequence[Point]) -> str:
+    """In how many settings NP Merge is ahead and behind: ours beyond the interval, the paper's by its means."""
+    settings = {(one.source, one.align, one.accuracy): one for one in points}.values()
+    ours = [one.ahead for one in settings if one.singles]
+    paper = [one.margin.mean > 0 for one in settings if not one.singles]
+    first, second = METHODS[NP].label, METHODS[FINETUNE].label
+    told = [
+        f"in {ours.count(first)} of {len(ours)} settings here and behind in {ours.count(second)}" * bool(ours),
+        f"in {sum(paper)} of {len(paper)} in the paper" * bool(paper),
+    ]  # fmt: skip
+    return f"{first} is ahead of {second.lower()} {'; '.join(filter(None, told))}"
 
 
 def _grouped(points: Sequence[Point]) -> dict[tuple[str, str], list[Point]]:
@@ -314,17 +348,6 @@ def _trend(here: Sequence[Point]) -> int:
     return signs.pop() if len(signs) == 1 else 0
 
 
-def _frame(axis: Axes, title: str, rows: Sequence[str]) -> None:
-    """An empty panel: the rows' names, the zero line, and the side of each method in its colour."""
-    axis.set_title(title, fontsize=11, loc="left")
-    axis.axvline(0, color="black", lw=1.2, zorder=1)
-    for end, method in ((-WHOLE, FINETUNE), (WHOLE, NP)):
-        axis.axvspan(*sorted((0, end)), color=METHODS[method].color, alpha=0.08, lw=0)
-    axis.set_yticks(range(len(rows)), [fill(row, LETTERS) for row in rows], fontsize=9)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.grid(visible=False, axis="y")
-
-
 def _title(group: str, source: str, here: Sequence[Point]) -> str:
     """A group's name, whose numbers they are, and of how many seeds."""
     counts = sorted({len(one.singles) for one in here if one.singles})
@@ -332,13 +355,14 @@ def _title(group: str, source: str, here: Sequence[Point]) -> str:
     return f"{group} ({', '.join([source] * (source != group) + [seeds])})"
 
 
-def _draw(axis: Axes, one: Point, y: float, marker: str, colour: str) -> None:
+def _draw(axis: Axes, one: Point, y: float, marker: str) -> None:
+    told = bool(one.ahead) or not one.singles
+    colour = METHODS[NP if one.margin.mean > 0 else FINETUNE].color if told else UNTOLD
     if one.singles:
-        low, high = _ends(one)
-        axis.plot([low, high], [y, y], color=colour, lw=2, alpha=0.5, zorder=2)
+        axis.plot(_ends(one), [y, y], color=colour, lw=2, alpha=0.5, zorder=2)
         axis.plot(one.singles, [y] * len(one.singles), ".", color=colour, ms=5, alpha=0.6, zorder=3)
-    face = colour if one.singles else "white"
-    axis.plot(one.margin.mean, y, marker, color=colour, mfc=face, ms=7, zorder=4)
+    face = colour if one.singles else "none"
+    axis.plot(one.margin.mean, y, marker, color=colour, mfc=face, ms=6, zorder=4)
 
 
 def _ends(one: Point) -> tuple[float, float]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,8 +14,9 @@ from matplotlib.ticker import NullLocator
 
 from npmerge import experiments
 from npmerge.methods import METHODS, Combination
+from npmerge.report.captions import captioned, whose
 from npmerge.report.numbers import place_of
-from npmerge.report.plots import legend_below
+from npmerge.report.plots import describe, label_ends, panels
 from npmerge.report.words import NOTHING, device_text, duration, signed, span
 from npmerge.store.records import Record, table
 
@@ -70,7 +70,11 @@ def cost_table(records: Sequence[Record]) -> pd.DataFrame:
         }
     )
     names = zip(found["model"], map(_label, found["method"]), strict=True)
-    return rows.set_index(pd.MultiIndex.from_tuples(names, names=["network", "method"]))
+    return captioned(
+        rows.set_index(pd.MultiIndex.from_tuples(names, names=["network", "method"])),
+        "What each method costs, from two trained networks to a merged one, the alignment included, and how good its "
+        f"network is ({whose(records)}).",
+    )
 
 
 def ratios(records: Sequence[Record]) -> pd.DataFrame:
@@ -112,18 +116,21 @@ def ratio_table(records: Sequence[Record]) -> pd.DataFrame:
         records: of ``cost``.
     """
     found = ratios(records)
-    return pd.DataFrame(
-        {
-            "time of an epoch": [
-                f"{time:.2f} ({low:.2f}-{high:.2f})"
-                for time, low, high in found[["time", "low", "high"]].to_numpy()
-            ],
-            "memory held": found["held"].map("{:.2f}".format).to_list(),
-            "peak memory": found["peak"].map("{:.2f}".format).to_list(),
-        },
-        index=pd.MultiIndex.from_tuples(
-            [(model, _label(method)) for model, method in found.index], names=["network", "method"]
-        ),
+    texts = {
+        "time of an epoch": [
+            f"{time:.2f} ({low:.2f}-{high:.2f})"
+            for time, low, high in found[["time", "low", "high"]].to_numpy()
+        ],
+        "memory held": found["held"].map("{:.2f}".format).to_list(),
+        "peak memory": found["peak"].map("{:.2f}".format).to_list(),
+    }
+    index = pd.MultiIndex.from_tuples(
+        [(model, _label(method)) for model, method in found.index], names=["network", "method"]
+    )
+    return captioned(
+        pd.DataFrame(texts, index=index),
+        "Cost as a multiple of fine-tuning's, 1 being as much; in brackets the smallest and the largest ratio of two "
+        f"epochs that followed each other ({whose(records)}).",
     )
 
 
@@ -166,7 +173,11 @@ def bought_table(records: Sequence[Record]) -> pd.DataFrame:
             texts[f"points/s {after}"] = signed(gained[epoch] / spent[epoch])
         rows[model, _label(str(method))] = texts
     result = pd.DataFrame.from_dict(rows, orient="index").fillna("")
-    return result.rename_axis(index=["network", "method"])
+    return captioned(
+        result.rename_axis(index=["network", "method"]),
+        "Percentage points of accuracy above the average, and how many of them each second of learning bought: over "
+        f"the first epoch and over all ({whose(records)}).",
+    )
 
 
 def tournament_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -176,13 +187,16 @@ def tournament_table(records: Sequence[Record]) -> pd.DataFrame:
         records: of ``cost``.
     """
     found = _tournaments(records)
-    return pd.DataFrame(
-        {
-            "merges": found["merges"].map("{:.0f}".format),
-            "s": found["seconds"].map("{:.1f}".format),
-            "s a merge": (found["seconds"] / found["merges"]).map("{:.1f}".format),
-            "peak, MiB": found["peak_mib"].map("{:.2f}".format),
-        }
+    texts = {
+        "merges": found["merges"].map("{:.0f}".format),
+        "s": found["seconds"].map("{:.1f}".format),
+        "s a merge": (found["seconds"] / found["merges"]).map("{:.1f}".format),
+        "peak, MiB": found["peak_mib"].map("{:.2f}".format),
+    }
+    return captioned(
+        pd.DataFrame(texts),
+        "Tournaments of NP Merge with more and more models, one epoch for each pair, and the most memory at any time "
+        f"({whose(records)}).",
     )
 
 
@@ -239,7 +253,10 @@ def expenses(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
                 rows[profile, experiment] = _expense(mine, whole)
     result = pd.DataFrame.from_dict(rows, orient="index").fillna(NOTHING)
     result.index = pd.MultiIndex.from_tuples(result.index, names=["profile", "experiment"])
-    return result
+    return captioned(
+        result,
+        "What one seed of each experiment took: the time, the most memory of its process, and the device.",
+    )
 
 
 def _expense(records: Sequence[Record], whole: int) -> dict[str, str]:
@@ -265,30 +282,33 @@ def _expense(records: Sequence[Record], whole: int) -> dict[str, str]:
 
 
 def plot_width(records: Sequence[Record]) -> Figure:
-    """Seconds an epoch and peak memory against the width of the network.
+    """Seconds of an epoch, of what has epochs, and peak memory against the width of the network; axes are logarithmic.
 
     Args:
         records: of ``cost``.
     """
     found = measured(records)
-    figure, axes = plt.subplots(2, 1, figsize=(6.4, 6), sharex=True, layout="constrained")
-    panels = {"seconds_per_epoch": "seconds", "peak_mib": "peak memory (MiB)"}
-    for axis, (metric, title) in zip(axes, panels.items(), strict=True):
-        for _, rows in found.groupby("place"):
-            name = rows["method"].iloc[0]
-            # The average takes a pass over the data too, but one only.
-            whole = name == START and metric == "seconds_per_epoch"
-            values = rows["seconds" if whole else metric]
-            _line(axis, name, rows["width"], values, more=", in all" * (name == START))
-        axis.set(xscale="log", yscale="log", ylabel=title)
+    figure, axes = panels([2.4, 2.4], sharex=True)
+    metrics = {"seconds_per_epoch": "seconds an epoch", "peak_mib": "peak memory (MiB)"}
+    for axis, (metric, title) in zip(axes, metrics.items(), strict=True):
+        for _, rows in found.dropna(subset=metric).groupby("place"):
+            _line(axis, rows["method"].iloc[0], rows["width"], rows[metric])
+        axis.set_title(title)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
         for which in (axis.xaxis, axis.yaxis):
             which.set_minor_locator(NullLocator())
         axis.set_yticks(*_ticks(axis.get_ylim()))
     widths = sorted(set(found["width"]))
     axes[1].set_xticks(widths, [f"x{width:g}" for width in widths])
     axes[1].set_xlabel("width of the network")
-    legend_below(figure)
-    return figure
+    label_ends(axes)
+    both = ratios(records).xs(OURS, level="method")
+    ours, theirs = METHODS[OURS].label, METHODS[CONTROL].label.lower()
+    title = f"An epoch of {ours} takes {span(both['time'], '.2f')} times as long as one of {theirs}"
+    peak = f"Peak memory is {span(both['peak'], '.2f')} times {theirs}'s"
+    alt = f"Seconds an epoch and peak memory at {len(widths)} widths, x{widths[0]:g} to x{widths[-1]:g}"
+    return describe(figure, f"{peak}. {alt}", title)
 
 
 def plot_curves(records: Sequence[Record]) -> Figure:
@@ -299,46 +319,61 @@ def plot_curves(records: Sequence[Record]) -> Figure:
     """
     found = curves(records)
     models = list(dict.fromkeys(found["model"]))
-    figure, axes = plt.subplots(
-        len(models), 1, figsize=(6.4, 0.9 + 2.3 * len(models)), squeeze=False, layout="constrained"
-    )
-    for axis, model in zip(axes[:, 0], models, strict=True):
+    figure, axes = panels([2.1] * len(models))
+    for axis, model in zip(axes, models, strict=True):
         here = found[found["model"] == model]
         for method, points in here.groupby("method", sort=False):
             _line(axis, str(method), points["seconds"], points["top1"])
         start = here[here["epoch"] == 0].iloc[0]
-        _line(axis, START, [start["seconds"]], [start["top1"]])
-        axis.set_ylim(max(0, here["top1"].min() // 10 * 10 - 5), 102)
+        axis.plot(
+            start["seconds"], start["top1"], MARKERS[0], color=METHODS[START].color, ms=6, zorder=5
+        )
+        axis.annotate(
+            f"{METHODS[START].label} {start['top1']:.1f}", (start["seconds"], start["top1"]), (8, 0),
+            textcoords="offset points", va="center",
+        )  # fmt: skip
         axis.set_xlim(0, None)
-        axis.set_title(model, fontsize=11)
-    axes[-1, 0].set_xlabel("seconds since the two models were trained")
-    figure.supylabel("test accuracy (%)", fontsize=11)
-    legend_below(figure)
-    return figure
+        axis.set_title(f"{model}, test accuracy (%)")
+    axes[-1].set_xlabel("seconds since the two models were trained")
+    label_ends(axes)
+    last = (
+        found[found["epoch"] == found["epoch"].max()]
+        .pivot(index="model", columns="method", values="top1")
+        .loc[models]
+    )
+    ours, theirs = METHODS[OURS].label, METHODS[CONTROL].label.lower()
+    lead = last[OURS] - last[CONTROL]
+    title = f"{ours} minus {theirs} after the last epoch: {span(lead, '+.1f')} points"
+    told = [
+        f"{model}: {ours} {row[OURS]:.1f} %, {theirs} {row[CONTROL]:.1f} %"
+        for model, row in last.iterrows()
+    ]
+    return describe(figure, f"Test accuracy by seconds. {'; '.join(told)}", title)
 
 
 def _label(method: str) -> str:
     return Combination(method, "permute").label
 
 
-def _line(axis: Axes, method: str, x: Any, y: Any, more: str = "") -> None:
+def _line(axis: Axes, method: str, x: Any, y: Any) -> None:
     # Fine-tuning's marks are the largest, to be seen where others lie on them.
     number = [name for name, one in METHODS.items() if one.kind == "aggregate"].index(method)
     size, order = (9, 3) if method == CONTROL else (6, 4)
     axis.plot(
         x, y, marker=MARKERS[number % len(MARKERS)], ms=size, lw=1.8, zorder=order,
-        color=METHODS[method].color, label=METHODS[method].label + more,
+        color=METHODS[method].color, label=METHODS[method].label,
     )  # fmt: skip
 
 
 def _ticks(limits: tuple[float, float]) -> tuple[list[float], list[str]]:
-    """1, 2, 5, 10, ... within the limits of a logarithmic axis."""
+    """About three to six round numbers within the limits of a logarithmic axis."""
     low, high = limits
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    every = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-    inside = [value for value in every if low <= value <= high]
-    if len(inside) > 6:
-        inside = [value for value in inside if f"{value:e}"[0] == "1"]
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        every = [digit * 10.0**decade for decade in decades for digit in digits]
+        inside = [value for value in every if low <= value <= high]
+        if len(inside) >= 3:
+            break
     return inside, [f"{value:g}" for value in inside]
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from npmerge.methods import Combination
+from npmerge.methods import METHODS, Combination
+from npmerge.report.captions import captioned, whose
 from npmerge.report.claims import FINETUNE, NP_P, PERMUTE
 from npmerge.report.numbers import in_order, is_merged, summary
-from npmerge.report.plots import REFERENCES, legend_below, looks
+from npmerge.report.plots import describe, label_ends, looks, panels
 from npmerge.report.words import NOTHING, plus_minus
 from npmerge.store.records import Record, table
 
-MARKERS = "osDv^"
-"""Of the ways to make one of many; they begin again where there are more."""
+TOURNAMENT = "tournament"
+"""The paper's way to make one of many."""
 
 
 def many_scores(records: Sequence[Record]) -> pd.DataFrame:
@@ -55,52 +58,70 @@ def many_table(records: Sequence[Record]) -> pd.DataFrame:
         column = cells.setdefault(f"{row['split']}, {row['models']} models", {})
         column[row["method"]] = plus_minus(row["mean"], row["std"])
     methods = in_order(rows["method"])
-    return pd.DataFrame(
-        {title: [found.get(m, NOTHING) for m in methods] for title, found in cells.items()},
-        index=[method.label for method in methods],
+    return captioned(
+        pd.DataFrame(
+            {title: [found.get(m, NOTHING) for m in methods] for title, found in cells.items()},
+            index=[method.label for method in methods],
+        ),
+        "Every number: top-1 accuracy on the full test set in percent, mean ± standard deviation over the seeds "
+        f"({whose(records)}).",
+        folded=True,
     )
 
 
 def plot_many(records: Sequence[Record]) -> Figure:
-    """Accuracy of the merged model against how many models went into it, in one panel a split.
+    """Accuracy of the merged model against how many models went into it, in two panels a split.
 
-    Colours are families, lines alignments, and marks the way to make one of many.
+    What is merged in a tournament is in the first panel, what is made one in other ways in the second, and what both
+    are held against in either. Colours are families and lines alignments.
 
     Args:
         records: of ``many_models`` at one profile.
     """
     rows = many_scores(records)
-    methods, splits = in_order(rows["method"]), list(dict.fromkeys(rows["split"]))
-    lines = looks(m.align for m in methods if m.align is not None)
-    ways = list(dict.fromkeys(m.many for m in methods if is_merged(m)))
-    references = [m for m in methods if not is_merged(m)]
-    figure, axes = plt.subplots(
-        len(splits), 1, figsize=(6.4, 0.9 + 3.4 * len(splits)), sharex=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for axis, split in zip(axes[:, 0], splits, strict=True):
-        for method in methods:
-            here = rows[(rows["split"] == split) & (rows["method"] == method)]
-            if here.empty:
-                continue
-            if is_merged(method):
-                line = lines[method.align][0] if method.align is not None else "-."
-                marker = MARKERS[ways.index(method.many) % len(MARKERS)]
-            else:
-                line, marker = REFERENCES[references.index(method) % len(REFERENCES)], ""
-            axis.errorbar(
-                here["models"], here["mean"], here["std"].fillna(0), color=method.color, ls=line,
-                marker=marker, ms=6, lw=1.6, capsize=2, label=method.label,
-            )  # fmt: skip
-        axis.set_title(split if split == "balanced" else f"{split} split", fontsize=11)
-        axis.set_ylabel("test accuracy (%)")
+    splits, counts = list(dict.fromkeys(rows["split"])), sorted(set(rows["models"]))
+    merged = rows["method"].map(is_merged)
+    ways = list(dict.fromkeys(method.many for method in rows["method"][merged]))
+    groups = [
+        group
+        for group in ([TOURNAMENT], [way for way in ways if way != TOURNAMENT])
+        if set(group) & set(ways)
+    ]
+    figure, axes = panels([2.6] * len(splits) * len(groups), sharex=True)
+    for axis, (split, group) in zip(axes, product(splits, groups), strict=True):
+        mine = ~merged | rows["method"].map(lambda method, group=group: method.many in group)
+        for method, here in rows[mine & (rows["split"] == split)].groupby("method", sort=False):
+            _draw(axis, method, here, main=group[0])
+        names = " or ".join(METHODS[way].label for way in group)
+        axis.set_title(f"{split}, {names}: test accuracy (%)")
         axis.set_xscale("log", base=2)
-        counts = sorted(set(rows["models"]))
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
-    axes[-1][0].set_xlabel("models merged into one")
-    legend_below(figure, ncols=2)
-    return figure
+    axes[-1].set_xlabel("models merged into one")
+    label_ends(axes)
+    last = rows[merged & (rows["models"] == counts[-1])]
+    best = last.loc[last.groupby("split", sort=False)["mean"].idxmax()]
+    told = [
+        f"{row['method'].label} with {row['mean']:.1f} % ({row['split']})"
+        for row in best.to_dict("records")
+    ]
+    title = f"Best of {counts[-1]} models: {', '.join(told)}"
+    alt = f"Test accuracy against the number of models, {counts[0]} to {counts[-1]}"
+    return describe(figure, f"{alt}, for {rows['method'].nunique()} methods", title)
+
+
+def _draw(axis: Axes, method: Any, rows: pd.DataFrame, *, main: str) -> None:
+    """A method's line; its name leaves out the main way of the panel, which the title says."""
+    if not is_merged(method):
+        line, marker, name = ":", "", method.label
+    elif method.many == main:
+        line, marker, _ = looks([method.align])[method.align]
+        name = replace(method, many=None).label
+    else:
+        line, marker, name = "-.", "D", method.label
+    x, mean, std = rows["models"], rows["mean"], rows["std"].fillna(0)
+    axis.plot(x, mean, ls=line, marker=marker, ms=5, color=method.color, label=name)
+    axis.vlines(x, mean - std, mean + std, color=method.color, lw=1)
 
 
 def parts_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -113,13 +134,17 @@ def parts_table(records: Sequence[Record]) -> pd.DataFrame:
     learned, averaged, tuned = (
         mean[replace(method, many="tournament").label] for method in (NP_P, PERMUTE, FINETUNE[0])
     )
-    return pd.DataFrame(
-        {
-            "by learning alpha": learned - averaged,
-            "by the tournament": averaged - mean[replace(PERMUTE, many="all_to_one").label],
-            "NP over fine-tuning": learned - tuned,
-        }
-    ).round(1)
+    parts = {
+        "by learning alpha": learned - averaged,
+        "by the tournament": averaged - mean[replace(PERMUTE, many="all_to_one").label],
+        "NP over fine-tuning": learned - tuned,
+    }
+    return captioned(
+        pd.DataFrame(parts).round(1),
+        "What each part adds, in percentage points of accuracy, with Permute as the alignment: learning alpha over "
+        "plain averaging in the same tournament, that averaging tournament over all to one, and NP Merge over "
+        "fine-tuning.",
+    )
 
 
 def trend_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -129,7 +154,10 @@ def trend_table(records: Sequence[Record]) -> pd.DataFrame:
         records: of ``many_models`` at one profile.
     """
     splits = _means(records).groupby(level="split")
-    return (splits.last() - splits.first()).T.round(1)
+    return captioned(
+        (splits.last() - splits.first()).T.round(1),
+        "The change in accuracy from the fewest models to the most, in percentage points.",
+    )
 
 
 def _means(records: Sequence[Record]) -> pd.DataFrame:

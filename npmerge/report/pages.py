@@ -11,26 +11,29 @@ import pandas as pd
 
 from npmerge import experiments
 from npmerge.parameters import PUBLISHED
-from npmerge.report.claims import verdicts
+from npmerge.report.claims import Verdict, verdicts
 from npmerge.report.tables import sources, verdict_table
-from npmerge.report.words import STALE, seeds_text, stale_sentence
+from npmerge.report.words import STALE, listed, seeds_text, stale_sentence
 from npmerge.store.records import Cell, Record, Records
 
 
-def show(thing: object) -> None:
+def show(*things: object) -> None:
     """Display something in a notebook.
 
     Args:
-        thing: a table or figure; a text is Markdown.
+        things: tables or figures; a text is Markdown.
     """
     notebook: Any = import_module("IPython.display")  # only notebooks need it
-    notebook.display(notebook.Markdown(thing) if isinstance(thing, str) else thing)
+    for thing in things:
+        notebook.display(notebook.Markdown(thing) if isinstance(thing, str) else thing)
 
 
 def published(
     experiment: str, *shown: Callable[[list[Record]], Any], folder: str = PUBLISHED
 ) -> dict[str, list[Record]]:
     """Show what the records of larger scale say, profile by profile, the largest first.
+
+    A sentence at the end names the profiles without records.
 
     Args:
         experiment: its name.
@@ -40,26 +43,27 @@ def published(
     Returns:
         The records by the name of their profile; profiles without any are left out.
     """
-    found = {}
+    found, missing = {}, []
     for profile in experiments.load_profiles(demonstration=False):
         if experiments.EXPERIMENTS[experiment].parameters(profile) is None:
             continue
         records = Records(folder).read(profile.name, experiment)
-        title = f"**Profile `{profile.name}`** ({profile.title})"
         if not records:
-            show(f"{title}: there are no records yet.")
+            missing.append(f"`{profile.name}`")
             continue
         found[profile.name] = records
         old = stale(records)
         seeds = seeds_text(record.cell.seed for record in records)
-        show(f"{title}, {seeds}{f' {STALE}' * bool(old)}:")
+        mark = f" {STALE}" * bool(old)
+        show(f"**Profile `{profile.name}`** ({profile.title}), published records, {seeds}{mark}:")
         for make in shown:
             made = make(records)
-            for one in made if isinstance(made, list) else [made]:
-                show(one)
+            show(*(made if isinstance(made, list) else [made]))
         if old:
             names = [f"{record.cell.setting}/seed{record.cell.seed}" for record in old]
             show(stale_sentence(names, len(records)))
+    if missing:
+        show(f"No records are published yet for {listed(missing)}.")
     return found
 
 
@@ -85,14 +89,39 @@ def everything(folder: str, profile: str) -> list[Record]:
     return [one for name in experiments.EXPERIMENTS for one in kept.read(profile, name)]
 
 
-def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame]:
+def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame | str]:
     """The verdicts on the claims, and the comparison that decides each.
 
     Args:
         records: of one experiment at one profile.
     """
-    found = verdicts(records)
-    return [verdict_table(found), verdict_table(found, "evidence")]
+    return told(verdicts(records))
+
+
+def told(found: Sequence[Verdict]) -> list[pd.DataFrame | str]:
+    """Verdicts to show: those that say something, how many do not, and the evidence.
+
+    Args:
+        found: the verdicts.
+
+    Returns:
+        A table of the claims that are judged in some setting, or of a demonstration; a sentence that counts the others;
+        and the comparison that decides each, in a table that is folded. What would be empty is left out.
+    """
+    claims = dict.fromkeys(one.claim for one in found)
+    known = {one.claim for one in found if one.says}
+    compared = {one.claim for one in found if one.evidence}
+    parts: list[pd.DataFrame | str] = []
+    if known:
+        parts.append(verdict_table([one for one in found if one.claim in known]))
+    if others := len(claims) - len(known):
+        parts.append(
+            f"{others} {'further ' * bool(known)}claim{'s are' if others > 1 else ' is'} not judged at this profile: "
+            "too few seeds, or nothing to compare."
+        )
+    if compared:
+        parts.append(verdict_table([one for one in found if one.claim in compared], "evidence"))
+    return parts
 
 
 def today(records: Sequence[Record]) -> list[Record]:

@@ -22,7 +22,7 @@ from npmerge.report.numbers import (
 )
 from npmerge.report.pages import everything, today
 from npmerge.report.tables import in_paper
-from npmerge.report.words import NOTHING, plus_minus, seed_count, signed
+from npmerge.report.words import NOTHING, listed, plus_minus, seed_count, signed
 from npmerge.store.records import Record
 
 CHAPTERS = {
@@ -85,7 +85,7 @@ def _summary(rows: Sequence[Row]) -> str:
     printed = [row.paper.status for row in rows if row.paper.evidence]
     refuted = printed.count("not borne out")
     return (
-        f"{scale} Of {len(rows)} empirical claims, each at the largest scale that says something, {_listed(told)}. "
+        f"{scale} Of {len(rows)} empirical claims, each at the largest scale that says something, {listed(told)}. "
         f"The paper's own tables have numbers for {len(printed)} of the claims and do not bear out {refuted} of these "
         "as they are worded. {doc}`claims` has the evidence for each line, {doc}`numbers` every number."
     )
@@ -101,11 +101,6 @@ def _line(row: Row) -> str:
 
 def _scale(profile: str) -> str:
     return f"profile `{profile}`"
-
-
-def _listed(words: Sequence[str]) -> str:
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def claims_page(rows: Sequence[Row]) -> str:
@@ -137,7 +132,7 @@ def _profiles(row: Row) -> Iterator[str]:
             yield f"- {ICONS[finding.outcome]} {_scale(profile)}: {told}"
     idle = [f"`{name}`" for name, finding in row.ours.items() if finding.outcome == "not run"]
     if idle:
-        yield f"- {ICONS['not run']} **not run** at {_listed(idle)}"
+        yield f"- {ICONS['not run']} **not run** at {listed(idle)}"
 
 
 def _source(entry: Entry) -> str:

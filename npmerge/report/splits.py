@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,8 +11,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from npmerge.methods import Combination
+from npmerge.report.captions import captioned, whose
 from npmerge.report.numbers import by_method, is_merged, method_of, place_of
-from npmerge.report.plots import MODELS, legend_below
+from npmerge.report.plots import MODELS, describe, label_ends, legend_below, panels
 from npmerge.report.words import place_labels, plus_minus, signed
 from npmerge.store.records import Record, table
 
@@ -45,7 +45,11 @@ def base_models_table(records: Sequence[Record]) -> pd.DataFrame:
             ),
             "gain": f"{signed(gain.mean())}{spread}",
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return captioned(
+        pd.DataFrame.from_dict(rows, orient="index"),
+        "Top-1 accuracy of the base models in percent, mean ± standard deviation, and the gain of the reset in "
+        f"percentage points, in brackets the lowest and the highest of a seed ({whose(records)}).",
+    )
 
 
 def plot_split(
@@ -60,15 +64,15 @@ def plot_split(
         seen: images ``(models, classes)`` by the panel's title.
         models: names of the models; one letter each will do.
     """
-    panels = {title: np.asarray(counts, float) for title, counts in seen.items()}
-    few = all(counts.shape[1] <= FEW_CLASSES for counts in panels.values())
-    height = sum(1 + 0.19 * counts.shape[1] if few else 2.2 for counts in panels.values())
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(6.4, 0.5 + height), squeeze=False, layout="constrained"
-    )
-    for axis, (title, counts) in zip(axes[:, 0], panels.items(), strict=True):
-        colours = [MODELS[name] for name in models]
+    counted = {title: np.asarray(counts, float) for title, counts in seen.items()}
+    few = all(counts.shape[1] <= FEW_CLASSES for counts in counted.values())
+    heights = [1.1 + 0.19 * counts.shape[1] if few else 2.4 for counts in counted.values()]
+    figure, axes = panels(heights)
+    colours = [MODELS[name] for name in models]
+    told = []
+    for axis, (title, counts) in zip(axes, counted.items(), strict=True):
         classes = np.arange(counts.shape[1])
+        shares = 100 * counts / counts.sum(axis=0)
         if few:
             ends = counts.cumsum(axis=0)
             for name, width, end, colour in zip(models, counts, ends, colours, strict=True):
@@ -78,16 +82,17 @@ def plot_split(
             axis.set(xlabel="training images", ylabel="class", xlim=(0, ends[-1].max()))
             axis.grid(visible=False, axis="y")
         else:
-            shares = 100 * counts / counts.sum(axis=0)
             shares = shares[:, np.argsort(-shares[0], kind="stable")]
             edges, steps = np.append(classes, len(classes)), shares[:, [*classes, -1]]
             axis.stackplot(edges, steps, step="post", colors=colours, labels=models, lw=0)
             axis.set(xlabel="classes, those of which A saw most first", ylabel="images (%)")
             axis.set(xlim=(0, len(classes)), ylim=(0, 100))
             axis.grid(visible=False)
-        axis.set_title(title, fontsize=11)
+        middle = f"of the median class one model saw {np.median(shares.max(axis=0)):.0f} %"
+        axis.set_title(f"{title}: {middle}")
+        told.append(f"{title}: {middle}")
     legend_below(figure, title="seen by")
-    return figure
+    return describe(figure, f"Which model saw how much of which class. {'. '.join(told)}")
 
 
 def class_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -147,8 +152,11 @@ def class_summary(records: Sequence[Record]) -> pd.DataFrame:
     found = per_seed.agg(["mean", "min"]).groupby(level=[0, 1], sort=False).mean().round(1)
     found = found.set_axis(["all classes", "worst class"], axis=1)
     places = {str(place): found.loc[place] for place in dict.fromkeys(rows["place"])}
-    result: pd.DataFrame = pd.concat(places, axis=1).rename_axis(index=None)
-    return result
+    return captioned(
+        pd.concat(places, axis=1).rename_axis(index=None),
+        "Test accuracy in percent: the mean over all classes, and the class on which the network is worst; "
+        f"means over the seeds ({whose(records)}).",
+    )
 
 
 def plot_classes(records: Sequence[Record], align: str = "permute") -> Figure:
@@ -170,20 +178,43 @@ def plot_classes(records: Sequence[Record], align: str = "permute") -> Figure:
             if not is_merged(m := method_of(one)) or (m.align == align and not m.tuned)
         ]
     )
-    panels = dict(list(rows.groupby("place", sort=False)))
+    places = {str(place): here for place, here in rows.groupby("place", sort=False)}
+    in_rows = [_two_shares(here) for here in places.values()]
     heights = [
-        1.4 + 0.16 * here["class"].nunique() ** 0.75 if _two_shares(here) else 3.1
-        for here in panels.values()
+        1.4 + 0.16 * here["class"].nunique() ** 0.75 if flat else 3.1
+        for here, flat in zip(places.values(), in_rows, strict=True)
     ]
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(6.4, 0.6 + sum(heights)), squeeze=False, layout="constrained",
-        height_ratios=heights,
-    )  # fmt: skip
-    for axis, (place, here) in zip(axes[:, 0], panels.items(), strict=True):
-        (_class_rows if _two_shares(here) else _class_dots)(axis, here)
-        axis.set_title(place, fontsize=11)
-    legend_below(figure)
-    return figure
+    figure, axes = panels(heights)
+    told = []
+    for axis, (place, here), flat in zip(axes, places.items(), in_rows, strict=True):
+        (_class_rows if flat else _class_dots)(axis, here)
+        axis.set_title(place)
+        told.append(f"{place}: {_weaker_classes(here)}")
+    if any(in_rows):
+        legend_below(figure)
+    else:
+        label_ends(axes)
+    title = told[0].partition(": ")[2] if len(told) == 1 else ""
+    return describe(figure, f"Test accuracy on each class. {'. '.join(told)}", title)
+
+
+def _weaker_classes(rows: pd.DataFrame) -> str:
+    """What A and B alone know of the classes of which each saw less, and the models that know most of all classes."""
+    less = ((rows["model"] == "A") & (rows["share"] < 50)) | (
+        (rows["model"] == "B") & (rows["share"] > 50)
+    )
+    told = (
+        f"Of a class of which it saw less, a model alone has {rows[less]['accuracy'].mean():.0f} %"
+    )
+    means = {
+        model.label: float(rows[rows["model"] == model]["accuracy"].mean())
+        for model in dict.fromkeys(rows["model"])
+        if isinstance(model, Combination) and is_merged(model)
+    }
+    if not means:
+        return told
+    best = max(means, key=lambda name: means[name])
+    return f"{told}; {best} has {means[best]:.0f} % of all classes"
 
 
 def _two_shares(rows: pd.DataFrame) -> bool:
@@ -222,7 +253,7 @@ def _class_rows(axis: Axes, rows: pd.DataFrame) -> None:
     axis.hlines(y, found.min(axis=1), found.max(axis=1), color="black", alpha=0.2, lw=1)
     for model in models:
         colour, line = _look(model)
-        face = "white" if line == ":" else colour
+        face = "none" if line == ":" else colour
         axis.plot(found[model], y, "o", ms=4, color=colour, mfc=face, label=_name(model))
     middle = (share.loc[order.index] < share.mean()).sum() - 0.5
     axis.axhline(middle, color="black", lw=0.8, ls=":")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from npmerge.experiments import EXPERIMENTS, setting_of
 from npmerge.methods import Combination
+from npmerge.report.captions import captioned, whose
 from npmerge.report.claims import Verdict
 from npmerge.report.numbers import Place, in_order, method_of, paper_summary, place_of, summary
 from npmerge.report.words import (
@@ -48,7 +49,11 @@ def beside_paper(records: Sequence[Record]) -> pd.DataFrame:
             columns[f"{names[theirs[place]]} (paper)"] = paper.get(theirs[place], {})
     methods = in_order(chain(*columns.values()))
     cells = {title: [mean_std(rows, m) for m in methods] for title, rows in columns.items()}
-    return pd.DataFrame(cells, index=[method.label for method in methods])
+    return captioned(
+        pd.DataFrame(cells, index=[method.label for method in methods]),
+        "Top-1 accuracy on the full test set in percent, mean ± standard deviation over the seeds "
+        f"({whose(records, paper=bool(theirs))}).",
+    )
 
 
 def in_paper(place: Place, record: Record) -> Place | None:
@@ -94,7 +99,16 @@ def verdict_table(
         claim = f"{v.claim.text} ({v.claim.section})"
         rows.setdefault(claim, {})[v.place] = getattr(v, column)
     result = pd.DataFrame.from_dict(rows, orient="index")
-    return result if result.shape[1] <= FEW_PLACES else result.T
+    if column == "status":
+        caption = "The verdict on each claim in each setting."
+    else:
+        caption = (
+            "The evidence: the comparison that decides, with its mean margin in percentage points of top-1 accuracy "
+            "and, from two seeds on, its 95% interval."
+        )
+    return captioned(
+        result if result.shape[1] <= FEW_PLACES else result.T, caption, folded=column == "evidence"
+    )
 
 
 def choices(records: Sequence[Record]) -> pd.DataFrame:
@@ -119,7 +133,14 @@ def choices(records: Sequence[Record]) -> pd.DataFrame:
         for option, choice in record.details.get("chosen", {}).items():
             found = rows.setdefault(", ".join(filter(None, words)), {})
             found[f"{method_of(record).label}: {option}"] = _choice(choice)
-    return pd.DataFrame.from_dict(rows, orient="index").fillna(NOTHING)
+    if not rows:
+        return captioned(pd.DataFrame(), "Nothing was chosen: every option was given.")
+    return captioned(
+        pd.DataFrame.from_dict(rows, orient="index").fillna(NOTHING),
+        "What was chosen on held-out training data. At an edge of the grid, which is marked, a value beyond it might "
+        "have done better: the method's number is then a lower bound.",
+        folded=True,
+    )
 
 
 def sources(records: Sequence[Record], stale: Collection[Record] = ()) -> pd.DataFrame:
@@ -138,7 +159,11 @@ def sources(records: Sequence[Record], stale: Collection[Record] = ()) -> pd.Dat
         name + f" {STALE}" * any(one in stale for one in group): _source(group)
         for name, group in found.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("record")
+    return captioned(
+        pd.DataFrame.from_dict(rows, orient="index").rename_axis("record"),
+        "The records behind this page: how many, and what made them.",
+        folded=True,
+    )
 
 
 def _source(records: Sequence[Record]) -> dict[str, str]:

@@ -10,11 +10,12 @@ import pandas as pd
 from npmerge import experiments
 from npmerge.experiments.transformers import HEADS
 from npmerge.methods import METHODS, Combination
+from npmerge.report.captions import captioned, whose
 from npmerge.report.claims import BASE, ENSEMBLE, SEEDS, Claim, Verdict, judge
 from npmerge.report.margins import Margin, paired_margin
 from npmerge.report.numbers import by_method
-from npmerge.report.tables import verdict_table
-from npmerge.report.words import place_labels, seed_count, span
+from npmerge.report.pages import told
+from npmerge.report.words import listed, place_labels, seed_count, span
 from npmerge.store.records import Record, table
 
 Numbers = Mapping[Combination, "pd.Series[float]"]
@@ -118,7 +119,11 @@ def heads_table(records: Sequence[Record]) -> pd.DataFrame:
                         "matched \N{MINUS SIGN} held": margins[held, matched].text,
                     }
     index = pd.MultiIndex.from_tuples(rows, names=["setting", "then", "dimensions of heads"])
-    return pd.DataFrame(list(rows.values()), index=index)
+    return captioned(
+        pd.DataFrame(list(rows.values()), index=index),
+        "Mean accuracy in percent with heads held in place and with heads matched, and the margin in percentage "
+        f"points with its 95% interval from two seeds on ({whose(records)}).",
+    )
 
 
 def transformer_verdicts(records: Sequence[Record]) -> list[Verdict]:
@@ -137,14 +142,13 @@ def transformer_verdicts(records: Sequence[Record]) -> list[Verdict]:
     ]
 
 
-def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame]:
+def verdict_tables(records: Sequence[Record]) -> list[pd.DataFrame | str]:
     """The verdicts, and the comparison that decides each.
 
     Args:
         records: of the experiment at one profile.
     """
-    found = transformer_verdicts(records)
-    return [verdict_table(found), verdict_table(found, "evidence")]
+    return told(transformer_verdicts(records))
 
 
 def _heads(here: Numbers, aggregate: str, *, tuned: bool) -> dict[tuple[str, str], Margin]:
@@ -166,8 +170,7 @@ def _range(here: Numbers, methods: Sequence[Combination]) -> str:
 
 
 def _after(methods: Sequence[Combination]) -> str:
-    *most, last = [METHODS[str(method.align)].label for method in methods]
-    return f"{', '.join(most)} or {last}" if most else last
+    return listed((METHODS[str(method.align)].label for method in methods), "or")
 
 
 def _lead(margins: Sequence[Margin], methods: Sequence[Combination]) -> str:

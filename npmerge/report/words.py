@@ -94,6 +94,17 @@ def span(values: Iterable[float], form: str) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
+def listed(words: Iterable[str], last: str = "and") -> str:
+    """Words with commas between them, and a word before the last one.
+
+    Args:
+        words: at least one.
+        last: the word, such as ``"or"``.
+    """
+    *most, end = words
+    return f"{', '.join(most)} {last} {end}" if most else end
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as text, in the unit that suits them.
 

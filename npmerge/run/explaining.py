@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from npmerge.aggregate import diagonal_fisher, fisher_share
+from npmerge.aggregate import diagonal_fisher, fisher_share, learning_alpha
 from npmerge.merging import Merged
-from npmerge.run.work import Bench, Work
+from npmerge.run.work import Bench, Work, histogram, mixed_precision
 from npmerge.store.records import Cell, Outcome
+from npmerge.store.zoo import Zoo
+from npmerge.training import fit
 
 EXAMPLES = 1000
 """Training images that the Fisher information is taken over."""
@@ -61,6 +65,32 @@ def explained(
             "spread": round(float(here.std(correction=0)), 4),
             "numbers": here.numel(),
         }
+    return found
+
+
+def epoch_by_epoch(cell: Cell, zoo: Path | str, device: str = "cpu") -> list[dict[str, list[int]]]:
+    """Learn alpha once more, and count its coefficients after each epoch.
+
+    Args:
+        cell: of NP Merge.
+        zoo: folder of the base models.
+        device: where to learn.
+
+    Returns:
+        The start and every epoch: for each weight tensor, how many coefficients lie in each twentieth of (0, 1).
+    """
+    work = Work(cell, Bench.at(Zoo(zoo), torch.device(device)))
+    a, b = work.pair
+    options = cell.config["aggregate"]["options"]
+    model, optimizer = learning_alpha(a, work.alignment().apply(b), lr=options["lr"])
+    batches = work.shuffled(work.indices, work.seed)
+    mixed = mixed_precision(cell.config, work.device)
+    found = []
+    for epoch in range(options["epochs"] + 1):
+        if epoch:
+            fit(model, batches, optimizer, epochs=1, mixed_precision=mixed)
+        weights = {name: x for name, x in optimizer.alpha().items() if x.ndim > 1}
+        found.append({name: list(histogram(x)) for name, x in weights.items()})
     return found
 
 

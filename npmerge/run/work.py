@@ -293,7 +293,7 @@ class Work:
         self._choose(result.chosen)
         for name, value in result.details.items():
             self.details[name] = (
-                {key: _histogram(tensor) for key, tensor in value.items()}
+                {key: histogram(tensor) for key, tensor in value.items()}
                 if isinstance(value, Mapping)
                 else value
             )
@@ -411,7 +411,12 @@ def _options(method: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _histogram(values: Tensor) -> Sequence[int]:
+def histogram(values: Tensor) -> Sequence[int]:
+    """How many values lie in each of :data:`BINS` equally wide parts of (0, 1).
+
+    Args:
+        values: of any shape.
+    """
     counts: list[float] = torch.histc(
         values.detach().float().cpu(), bins=BINS, min=0, max=1
     ).tolist()

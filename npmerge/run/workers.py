@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -84,15 +85,14 @@ class _Process:
         self.pool = ProcessPoolExecutor(
             1, mp_context=context, initializer=_watch, initargs=(theirs,)
         )
-
-        self._pid = self.pool.submit(os.getpid)
+        self.pool.submit(os.getpid)  # begins the process, which has its own end now
+        theirs.close()
 
     def is_alive(self) -> bool:
-        """Whether it runs, or is about to."""
-        if not self._pid.done():
-            return True
-        running = {child.pid for child in multiprocessing.active_children()}
-        return self._pid.exception() is None and self._pid.result() in running
+        """Whether it runs, or is about to: the system closes its end of the pipe, however it ends."""
+        errors = select.poll()
+        errors.register(self._ours, 0)
+        return not errors.poll(0)
 
     def end(self, *, wait: bool = False) -> None:
         """End it now, whatever it is at."""
