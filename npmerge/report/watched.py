@@ -98,7 +98,8 @@ def trail(
 
     Args:
         model: about to learn; changed in place.
-        optimizer: of its parameters or of their coefficients, e.g. from :func:`~npmerge.aggregate.nonuniform.learning_alpha`.
+        optimizer: of its parameters, or of their coefficients: that of
+            :func:`~npmerge.aggregate.nonuniform.learning_alpha`, say.
         data: one batch, so that an epoch is a step.
         steps: how many.
         loss: of the outputs and the batch; by default the cross-entropy of the labels.
