@@ -1,4 +1,4 @@
-# make book | test | lint | bench | clean | help
+# make book | pdf | test | lint | bench | clean | help
 #
 #   PYTHON        the interpreter that .venv is made with      make book PYTHON=python3.12
 #   PROFILE       digits (minutes on two CPU cores), lite, paper   make book PROFILE=lite
@@ -17,7 +17,7 @@ MARKED := $(patsubst %,and not %,$(LEFT_OUT))
 SIDE_BY_SIDE := $(if $(GPU),,-n auto --dist loadfile)
 
 .DELETE_ON_ERROR:
-.PHONY: help install book test lint bench clean
+.PHONY: help install book pdf test lint bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 book: $(INSTALLED) ## execute the notebooks and render the book
 	$(BIN)/npmerge book --profile $(PROFILE)
+
+pdf: $(INSTALLED) ## the book, and all of it as one PDF (needs Chromium or Chrome)
+	$(BIN)/npmerge book --profile $(PROFILE) --pdf
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

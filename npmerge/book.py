@@ -52,6 +52,8 @@ PACKAGES = ("npmerge.experiments", "npmerge.models", "npmerge.data", "npmerge.sy
 """Packages that have functions of their own."""
 OPTIONS = ("   :members:", "   :ignore-module-all:")
 """Of the API page's modules."""
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+"""Commands that print a page."""
 MARK = ".npmerge-book"
 """A file that says that a folder is ours to empty."""
 METHODS_HERE = "% methods"
@@ -301,10 +303,47 @@ def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> 
     shutil.make_archive(str(stage / "book" / "_static" / "records"), "zip", stage / "results")
 
 
-def _render(stage: Path, output: Path) -> Path:
-    built = output / "new"
+def make_pdf(output: Path | str = "_build") -> Path:
+    """Print the book as one PDF, by Chromium or Chrome.
+
+    Args:
+        output: where the book was made, by :func:`make_book`.
+
+    Returns:
+        ``<output>/book.pdf``.
+
+    Raises:
+        BookError: there is no book, or no browser, or one of the two steps failed.
+    """
+    output = Path(output).resolve()
+    stage, built, pdf = output / "source", output / "single", output / "book.pdf"
+    if not stage.is_dir():
+        raise BookError(f"there is no book in {output}: make it first")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise BookError(f"no browser to print with was found: install one of {', '.join(BROWSERS)}")
+    _build("singlehtml", stage, built, output / "pdf.log")
+    pages = built / "_build" / "singlehtml"
+    first = re.findall(r"url=([^\"]+)", (pages / "index.html").read_text(encoding="utf-8"))[0]
+    whole = pages / "whole.html"  # where its links into the folder hold
+    shutil.copy(pages / first, whole)
+    command = [
+        browser, "--headless", "--disable-gpu", "--disable-background-networking",
+        "--no-pdf-header-footer", "--virtual-time-budget=120000",  # milliseconds, for the formulas
+        *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--print-to-pdf={pdf}", whole.as_uri(),
+    ]  # fmt: skip
+    pdf.unlink(missing_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    if done.returncode or not pdf.exists():
+        raise BookError(f"{browser} did not print the book:\n{done.stderr[-2000:]}")
+    shutil.rmtree(built)
+    return pdf
+
+
+def _build(builder: str, stage: Path, built: Path, log_file: Path, *options: str) -> None:
+    """Build the staged sources with Jupyter Book."""
     shutil.rmtree(built, ignore_errors=True)
-    command = [sys.executable, "-c", JUPYTER_BOOK, "build", "-W", "-n", "--keep-going", "--all"]
+    command = [sys.executable, "-c", JUPYTER_BOOK, "build", "--builder", builder, *options]
     done = subprocess.run(  # noqa: S603
         [*command, "--path-output", str(built), str(stage)],
         capture_output=True,
@@ -312,11 +351,14 @@ def _render(stage: Path, output: Path) -> Path:
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )
     text = done.stdout + done.stderr
-    (output / "build.log").write_text(text)
+    log_file.write_text(text)
     if done.returncode:
-        raise BookError(
-            f"the book did not build; {output / 'build.log'} has all of it:\n{_last_words(text)}"
-        )
+        raise BookError(f"the book did not build; {log_file} has all of it:\n{_last_words(text)}")
+
+
+def _render(stage: Path, output: Path) -> Path:
+    built = output / "new"
+    _build("html", stage, built, output / "build.log", "-W", "-n", "--keep-going", "--all")
     html = output / "html"
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(built / "_build" / "html", html)

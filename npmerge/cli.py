@@ -320,7 +320,7 @@ def _book(options: argparse.Namespace) -> None:
             "models": str(Path(options.models).resolve()),
         }
     )
-    from npmerge.book import make_book
+    from npmerge.book import make_book, make_pdf
 
     page = make_book(
         parameters.model_dump(mode="json"),
@@ -329,6 +329,8 @@ def _book(options: argparse.Namespace) -> None:
         progress=not options.quiet,
     )
     sys.stdout.write(f"\nThe book is ready. Open {os.path.relpath(page)}\n({page.as_uri()})\n")
+    if options.pdf:
+        sys.stdout.write(f"{os.path.relpath(make_pdf(options.output))} is all of it\n")
 
 
 def _claims(options: argparse.Namespace) -> None:
@@ -455,6 +457,7 @@ def _parser() -> argparse.ArgumentParser:
     book.add_argument(
         "--output", default="_build", metavar="DIR", help="where to build (default: _build)"
     )
+    book.add_argument("--pdf", action="store_true", help="print all of it as one PDF too")
     book.set_defaults(command=_book)
 
     claims = commands.add_parser("claims", help="hold the paper's claims against the records")

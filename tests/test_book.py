@@ -251,6 +251,21 @@ def test_mathematics_is_drawn(chromium: Browser, site: str) -> None:
 
 
 @pytest.mark.chromium
+def test_the_pictures_of_the_chapters_move(chromium: Browser, site: str) -> None:
+    with chromium.new_context() as context, context.new_page() as tab:
+        tab.goto(f"{site}/notebooks/01_same_data.html")
+        slider = tab.locator(".npm-interactive input[type=range]").first
+        told = slider.locator("xpath=ancestor::*[contains(@class, 'npm-interactive')]").locator(
+            "output"
+        )
+        before = told.inner_text()
+        slider.fill("0")
+        assert told.inner_text() != before
+        tab.get_by_role("button", name="Align").click()
+        assert tab.get_by_role("button", name="Put back").is_visible()
+
+
+@pytest.mark.chromium
 def test_a_faulty_page_is_found(chromium: Browser, tmp_path: Path) -> None:
     """Each check of the browser test can fail."""
     (tmp_path / "index.html").write_text(

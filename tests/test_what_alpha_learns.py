@@ -67,8 +67,8 @@ def test_the_table_has_a_row_a_variant_from_few_numbers_to_many(records: list[Re
     assert table.loc["one for the model", "numbers learned"] == "1"
     assert table.loc["NP Merge", "numbers learned"] == "9,000"
     assert table.loc["NP Merge", "accuracy"] == "76.00 ± 1.00"
-    assert table.loc["one for each channel", "less NP Merge"] == "\N{MINUS SIGN}2.0 ± 0.0"
-    assert table.loc["without the sigmoid", "less NP Merge"] == "+1.5 ± 0.0"
+    assert table.loc["one for each channel", "minus NP Merge"] == "\N{MINUS SIGN}2.0 ± 0.0"
+    assert table.loc["without the sigmoid", "minus NP Merge"] == "+1.5 ± 0.0"
     counts = [int(text.replace(",", "")) for text in table["numbers learned"]]
     assert counts == sorted(counts)
 
@@ -99,7 +99,9 @@ def test_alpha_leans_to_the_model_that_saw_the_class(records: list[Record]) -> N
 
 def test_the_findings_are_computed(records: list[Record]) -> None:
     text = coefficients.findings(records)
-    assert "With 1 learned number (one for the model) the accuracy is +28.0 ± 0.0 points" in text
+    assert (
+        "With 1 learned number (one for the model): +28.0 ± 0.0 points against the average" in text
+    )
     assert "between 0.95 and 1.00, between 0.90 and 0.95 or between 0.85 and 0.90" in text
     assert "NP Merge gains +1.5 ± 0.0 points" in text
     assert "+0.30 (alpha with A's share of the Fisher information)" in text

@@ -53,7 +53,7 @@ def coefficients_table(records: Sequence[Record]) -> pd.DataFrame:
         name: {
             "numbers learned": f"{counts[name]:,}" if name in counts else "0",
             "accuracy": plus_minus(values.mean(), values.std()),
-            "less NP Merge": _margin(values, reference),
+            "minus NP Merge": _margin(values, reference),
         }
         for name, values in scores.items()
     }
@@ -85,16 +85,16 @@ def plot_coefficients(records: Sequence[Record]) -> Figure:
         axis.plot(counts[name], means[name], "o", color=colour, ms=7)
         axis.annotate(
             f"{name.rpartition(' ')[2] if name != 'NP Merge' else name} {means[name]:.1f}",
-            (counts[name], means[name]), xytext=(0, -16 if number % 2 else 9),
+            (counts[name], means[name]), xytext=(0, -16 if number % 2 or name == "NP Merge" else 9),
             textcoords="offset points", ha="left" if number == 0 else "right" if name == "NP Merge" else "center",
         )  # fmt: skip
-    for name, family, x in (
-        ("Average", "averaging", 30), ("Ensemble", "reference", 30), ("Fine-tuning", "finetune", 2000),
+    for name, family, above in (
+        ("Average", "averaging", 3), ("Ensemble", "reference", 3), ("Fine-tuning", "finetune", -13),
     ):  # fmt: skip
         if name in means:
             axis.axhline(means[name], color=FAMILIES[family], ls="--", lw=1)
             axis.annotate(
-                f"{name} {means[name]:.1f}", (x, means[name]), xytext=(0, 3),
+                f"{name} {means[name]:.1f}", (2000, means[name]), xytext=(0, above),
                 textcoords="offset points", color=FAMILIES[family],
             )  # fmt: skip
     axis.set_xscale("log")
@@ -187,9 +187,9 @@ def findings(records: Sequence[Record]) -> str:
     reference = scores["NP Merge"]
     average = scores["Average"]
     lines = [
-        f"With {counts[name]:,} learned number{'s' * (counts[name] > 1)} ({name}) the accuracy is "
-        f"{_margin(scores[name], average)} points over the average, and {_margin(scores[name], reference)} from NP "
-        f"Merge's, which learns {counts['NP Merge']:,}."
+        f"With {counts[name]:,} learned number{'s' * (counts[name] > 1)} ({name}): "
+        f"{_margin(scores[name], average)} points against the average, and {_margin(scores[name], reference)} against "
+        f"NP Merge, which learns {counts['NP Merge']:,}."
         for name in (WORDS["model"], WORDS["channel"])
         if name in scores
     ]
@@ -243,7 +243,8 @@ def _variants(records: Sequence[Record]) -> tuple[Scores, dict[str, int]]:
     every = max(counts.values())
     counts |= {name: every for name in ("NP Merge", "Fine-tuning") if name in values}
     order = sorted(
-        values, key=lambda name: (counts.get(name, 0), name != "Average", name == "Ensemble")
+        values,
+        key=lambda name: (counts.get(name, 0), name != "Average", name in ("Ensemble", "NP Merge")),
     )
     return {name: pd.Series(values[name]) for name in order}, {
         n: counts[n] for n in order if n in counts

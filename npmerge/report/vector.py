@@ -37,7 +37,7 @@ def svg(figure: Figure) -> str:
     content = re.sub(r"<style.*?</style>", "", content, flags=re.DOTALL)  # of the whole page
     content = re.sub(r"<[^>]+>", _themed, content)
     digest = sha256((alt + content).encode()).hexdigest()[:8]
-    content = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{digest}-", content)
+    content = re.sub(r'(\bid="|href="#|url[(]#)', rf"\g<1>f{digest}-", content)
     box = re.findall(r'viewBox="(.*?)"', root)[0]
     width = float(box.split()[2]) * _PIXELS
     return (
