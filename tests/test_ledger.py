@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,14 @@ from npmerge.report import ledger as ledger_module
 from npmerge.report.claims import FINETUNE, NP_MANY, NP_P, NP_WM, PERMUTE, WEIGHT_MATCHING
 from npmerge.report.ledger import ENTRIES, Finding, Row, hold_claims
 from npmerge.report.numbers import paper_numbers
-from npmerge.report.report_card import CHAPTERS, claims_page, every_number, first_page, numbers_page
+from npmerge.report.report_card import (
+    CHAPTERS,
+    claims_page,
+    every_number,
+    first_page,
+    numbers_page,
+    what_held,
+)
 from npmerge.store.records import Record
 
 MINUS = "\N{MINUS SIGN}"
@@ -273,3 +281,9 @@ def test_the_thresholds_are_said_to_be_ours() -> None:
     assert len(ours) == 3
     for name in ("WITHIN", "NEAR"):
         assert any(f"{getattr(ledger_module, name):g}" in text for text in ours)
+
+
+def test_a_chapter_says_in_one_sentence_what_was_not_run(tmp_path: Path) -> None:
+    text = what_held("many_models", folder=str(tmp_path))
+    count = sum(entry.experiment == "many_models" for entry in ENTRIES)
+    assert text == f"{count} claims have not been put to the test at a larger scale yet."

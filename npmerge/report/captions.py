@@ -29,6 +29,8 @@ class Captioned(pd.DataFrame):
 
     def _repr_html_(self) -> str:
         table, said = self.to_html(), escape(self.caption, quote=False)
+        if self.empty:
+            return f"<p>{said}</p>"
         if self.folded:
             return f"<details><summary>{said}</summary>\n{table}\n</details>"
         return table.replace(">", f">\n  <caption>{said}</caption>", 1)

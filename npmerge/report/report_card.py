@@ -60,7 +60,14 @@ def what_held(*experiments: str, folder: str = PUBLISHED) -> str:
         for profile in load_profiles(demonstration=False)
     }
     rows = [row for row in hold_claims(records) if row.entry.experiment in experiments]
-    return "\n".join(map(_line, rows))
+    run = [row for row in rows if row.best[1].outcome != "not run"]
+    lines = ["\n".join(map(_line, run))] if run else []
+    if others := len(rows) - len(run):
+        are = "claim has" if others == 1 else "claims have"
+        lines.append(
+            f"{others} {'further ' * bool(run)}{are} not been put to the test at a larger scale yet."
+        )
+    return "\n\n".join(lines)
 
 
 def _summary(rows: Sequence[Row]) -> str:

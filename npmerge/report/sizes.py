@@ -154,7 +154,7 @@ def plot_data_size(records: Sequence[Record]) -> Figure:
         dashes = "; dashes: the paper's" * bool(there)
         axis.set_title(f"after {METHODS[align].label}, test accuracy (%){dashes}")
     axes[-1].set_xticks(range(len(ticks)), [str(size) for size in ticks])
-    axes[-1].set_xlabel("optimisation images a class (one step apart, not to scale)")
+    axes[-1].set_xlabel("optimisation images a class (not to scale)")
     label_ends(axes)
     sizes = sorted(here, key=size_order)
     best = {size: max(_merged(here[size]), key=lambda method: here[size][method]) for size in sizes}
