@@ -214,24 +214,31 @@ def _beside(
 
 
 def numbers_page(numbers: pd.DataFrame) -> str:
-    """Every number as a table to read: the paper's, and for each profile ours with the difference.
+    """Every number as a table to read: the paper's, and ours with the difference, for each profile that has some.
 
     Args:
         numbers: from :func:`every_number`.
     """
     profiles = [name.removesuffix(" seeds") for name in numbers.columns if name.endswith(" seeds")]
-    titles = ["Method", "Paper", *(f"{p} ({load_profile(p).title})" for p in profiles)]
-    lines = []
+    told = [p for p in profiles if numbers[f"{p} seeds"].any()]
+    lines = [
+        "Ours are of these profiles:",
+        "",
+        *(f"- `{p}`: {load_profile(p).title}" for p in told),
+        "",
+    ]
     where = ["table", "dataset", "model", "split", "images a class", "metric"]
     for key, rows in numbers.groupby(where, sort=False):
         name, dataset, model, split, images, metric = map(str, key)
+        known = [p for p in told if rows[f"{p} seeds"].any()]
+        titles = ["Method", "Paper", *(f"`{p}`" for p in known)]
         size = f"{images} images" + " a class" * (images != "all") if images else ""
         words = (model, dataset, split.capitalize(), size, metric.replace("top", "top-"))
         lines += [f"## Table {name}: {', '.join(filter(None, words))}", ""]
         lines += [f"| {' | '.join(titles)} |", "|---" + "|--:" * (len(titles) - 1) + "|"]
         for row in rows.to_dict("records"):
             cells = [row["method"], plus_minus(row["paper"], row["paper std"])]
-            for profile in profiles:
+            for profile in known:
                 seeds = row[f"{profile} seeds"]
                 value = plus_minus(row[profile], row[f"{profile} std"])
                 gap = signed(row[f"{profile} difference"]) if seeds else ""
