@@ -273,6 +273,9 @@ class Merger:
         self._strict = strict
         self._saved, self._learned = saved, 0  # how often something was learned, trials included
         self._groups: Sequence[Group] | None = None
+        self._parents: tuple[
+            nn.Module, ...
+        ] = ()  # A and the aligned B, for a correction that asks for them
         self.alignment: Alignment | None = None
         self.details: Mapping[str, Any] = {}
         self.history: list[float] = []
@@ -290,7 +293,9 @@ class Merger:
             b: model B.
             seed: of the pairing; that of the merge by default.
         """
-        return self.correct(self.aggregate(a, self.align(a, b).apply(b), seed), seed)
+        model = self.correct(self.aggregate(a, self.align(a, b).apply(b), seed), seed)
+        self._parents = ()  # they need not stay in memory
+        return model
 
     def merge_many(self, loads: Sequence[Load], name: str, options: Mapping[str, Any]) -> nn.Module:
         """Many models become one, corrected; see :func:`merge`."""
@@ -331,7 +336,8 @@ class Merger:
                     context["statistics"] = measure()
 
                 def averaged(trial: Mapping[str, Any]) -> nn.Module:
-                    return mean(a, self._call(method, trial, **context).apply(b))
+                    self._parents = a, self._call(method, trial, **context).apply(b)
+                    return mean(*self._parents)
 
                 found = self._call(method, self._settled(method, averaged), **context)
         self.alignment = found
@@ -341,6 +347,7 @@ class Merger:
         """Make one model of A and the aligned B."""
         method, own = self._aggregate, self._seed if seed is None else seed
         context = {"a": a, "b": aligned, "seed": own, "base": self._base} | self._learning
+        self._parents = a, aligned
         self.history, self.details = [], {}  # those of the merge before are given up
         with self._timed("learning"):
 
@@ -372,7 +379,7 @@ class Merger:
             return model
         with self._timed("reset"):
             corrected: nn.Module = self._call(
-                self._correct, self._options["correct"], model=model,
+                self._correct, self._options["correct"], model=model, parents=self._parents,
                 data=_seeded(data, self._seed if seed is None else seed),
             )  # fmt: skip
         return corrected

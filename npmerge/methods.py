@@ -35,7 +35,7 @@ dark pages."""
 
 GIVEN = frozenset(
     {"groups", "statistics", "seed", "base", "loss", "mixed_precision", "on_epoch", "progress",
-     "saved", "schedule", "validate", "patience", "example", "reset_data", "topk", "align", "merge",
+     "saved", "schedule", "validate", "patience", "example", "reset_data", "topk", "align", "merge", "parents",
      "folder"}
 )  # fmt: skip
 """Keywords that :func:`~npmerge.merging.merge` fills in; every other keyword of a method is an option of its user's."""

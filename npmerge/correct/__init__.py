@@ -1,5 +1,6 @@
 """What a merged model needs before it is used."""
 
 from npmerge.correct.batchnorm import reset_batchnorm
+from npmerge.correct.renormalisation import repair
 
-__all__ = ["reset_batchnorm"]
+__all__ = ["repair", "reset_batchnorm"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,9 +44,33 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
     Source:
         Jordan et al. 2023 (REPAIR), whose code takes augmented images too; Section IV-A.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not layers:
-        return model
+    if layers := batchnorms(model):
+        re_estimate(model, layers, data)
+    return model
+
+
+def batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    """A model's layers of batch norm that have running statistics.
+
+    Args:
+        model: any.
+    """
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def re_estimate(model: nn.Module, layers: Sequence[_BatchNorm], data: Data) -> None:
+    """Run a model once over some data, and estimate the statistics of some of its layers again, in place.
+
+    All but these layers are in evaluation mode; every module's mode is restored.
+
+    Args:
+        model: the model.
+        layers: the layers; there may be none.
+        data: any re-iterable of batches.
+
+    Raises:
+        ValueError: the data is empty; the statistics stay as they were, as after every error.
+    """
     momenta = [layer.momentum for layer in layers]
     before = [(value, value.clone()) for layer in layers for value in layer.buffers(recurse=False)]
     try:
@@ -66,4 +92,3 @@ def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-    return model

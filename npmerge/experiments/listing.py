@@ -12,6 +12,8 @@ from npmerge.experiments.profile import Choose, Methods, Optimisation, Profile, 
 from npmerge.methods import METHODS
 from npmerge.store.records import Cell
 
+RESET = "reset_batchnorm"
+"""What is done to base models."""
 SHOWN = 3
 """Names that an error lists."""
 _NUMBERS: dict[str, Any] = {"int": int, "float": (int, float)}
@@ -118,9 +120,7 @@ def setting_cells(
 
     found = []
     for reference in references:
-        found.append(
-            cell(reference, {"aggregate": {"method": reference}, "correct": "reset_batchnorm"}, {})
-        )
+        found.append(cell(reference, {"aggregate": {"method": reference}, "correct": RESET}, {}))
         if reference == "base_models":
             raw = {"aggregate": {"method": reference}, "correct": None}
             found.insert(0, cell(f"{reference}-as-trained", raw, {}))
@@ -139,6 +139,7 @@ def setting_cells(
                         "correct": some.correct,
                     }
                     follow = aggregate == "mean" and align in paths and some.many is None
+                    follow = follow and some.correct == RESET  # which the ends of a path have too
                     measures = {"path": options.path_points} if follow else {}
                     found.append(cell("-".join(filter(None, parts)), config, measures))
     return found

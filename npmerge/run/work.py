@@ -29,6 +29,7 @@ from npmerge.evaluate import (
     path,
     score,
 )
+from npmerge.experiments.listing import RESET
 from npmerge.many import Load
 from npmerge.merging import Choice, HeldOut, Merged, Merger, merge
 from npmerge.methods import METHODS, find
@@ -356,7 +357,7 @@ class Work:
         return [zoo.provenance(base, device=self.device)["digest"] for base in self.bases]
 
     def _corrected(self, digest: str, load: Load) -> nn.Module:
-        correct = find(self.config["correct"] or "reset_batchnorm", "correct")
+        correct = find(RESET, "correct")
         config = {"base": digest, "correct": correct.name, "data": self._data_config}
         model = load()
         made: nn.Module = self.bench.artifacts.model(
@@ -382,7 +383,7 @@ class Work:
     @property
     def _pair_config(self) -> dict[str, Any]:
         return {
-            "models": self._digests, "correct": self.config["correct"], "data": self._data_config,
+            "models": self._digests, "correct": RESET, "data": self._data_config,
         }  # fmt: skip
 
     @cached_property
