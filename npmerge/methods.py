@@ -26,6 +26,7 @@ FAMILIES = {
     "np": "#D1495B",
     "soup": "#6A8E23",
     "fisher": "#2F7F86",
+    "regression": "#9C755F",
     "alignment": "#4C78A8",
     "correction": "#8C6D31",
     "many": "#C47A1B",
