@@ -114,17 +114,13 @@ def _is_solved(layer: nn.Module) -> bool:
 
 def _rows(layer: Any, inputs: Tensor) -> Tensor:
     """What a layer multiplies its weights with, a row a sample and position; a last column of ones for its bias."""
-    if isinstance(layer, nn.Conv2d):
-        patches = unfold(
-            inputs,
-            layer.kernel_size,
-            dilation=layer.dilation,
-            padding=layer.padding,
-            stride=layer.stride,
-        )
-        rows = patches.movedim(1, -1).flatten(0, -2)
-    else:
-        rows = inputs.flatten(0, -2)
+    rows = inputs
+    if not isinstance(layer, nn.Linear):
+        padding = 0 if layer.padding == "valid" else layer.padding
+        rows = unfold(
+            inputs, layer.kernel_size, dilation=layer.dilation, padding=padding, stride=layer.stride
+        ).movedim(1, -1)
+    rows = rows.flatten(0, -2)
     return rows if layer.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
 
 
