@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,12 @@ def children(pid: int) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    """Whether any of its threads is: the first one may be gone before those that hold the same files."""
+    found = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            found.append(stat.read_text().rpartition(")")[2].split()[0] not in "ZX")
+    return any(found)
 
 
 def until(condition: Callable[[], object], *, seconds: float = 60) -> None:

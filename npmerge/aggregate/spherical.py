@@ -17,7 +17,7 @@ PARALLEL = 0.9995
     label="SLERP",
     family="averaging",
     reference="shoemake1985",
-    place=25,
+    place=60,
 )
 @torch.no_grad()
 def slerp(a: nn.Module, b: nn.Module, *, alpha: float = 0.5) -> nn.Module:
