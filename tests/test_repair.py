@@ -109,6 +109,21 @@ def test_it_is_a_correction_like_any_other_and_choices_are_made_behind_it() -> N
     assert len(chosen.chosen["ridge"]["trials"]) == 2
 
 
+def test_a_transposed_convolution_in_groups_stays_as_it_is() -> None:
+    def grouped(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.ConvTranspose2d(3, 6, 3, groups=3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(600, 5), nn.ReLU(), nn.Linear(5, CLASSES),
+        )  # fmt: skip
+
+    a, b = grouped(0), grouped(1)
+    merged, plain = npm.aggregate.mean(a, b), npm.aggregate.mean(a, b)
+    repair(merged, one_batch(), parents=(a, b))
+    assert torch.equal(merged[0].weight, plain[0].weight)
+    assert not torch.equal(merged[3].weight, plain[3].weight)
+
+
 def test_it_needs_two_parents() -> None:
     with pytest.raises(ValueError, match="REPAIR needs the two models that were merged, got 0"):
         repair(net(0), loader())

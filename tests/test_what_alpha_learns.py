@@ -85,7 +85,7 @@ def test_the_picture_says_what_one_number_brings_and_what_one_for_each_parameter
 def test_correlations_are_of_large_tensors_and_the_largest_is_named(records: list[Record]) -> None:
     figure = coefficients.plot_explained(records)
     assert figure is not None
-    assert "no rank correlation is beyond ±0.30" in str(figure.get_label())
+    assert "rank correlations within ±0.30" in str(figure.get_label())
     few = [one for one in records if "explained" not in one.details]
     assert coefficients.plot_explained(few) is None
 

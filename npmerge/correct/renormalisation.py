@@ -115,7 +115,7 @@ def _statistics(model: nn.Module, data: Data) -> tuple[dict[str, Tensor], dict[s
 
         return hook
 
-    layers = {name: layer for name, layer in model.named_modules() if _has_bias(layer)}
+    layers = {name: layer for name, layer in model.named_modules() if _foldable(layer)}
     with _hooked(model, {name: note(name) for name in layers}):
         re_estimate(model, (), data)
     *inner, _ = sums  # the last one gives the logits
@@ -141,7 +141,10 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., Any]]) -> Iterat
             handle.remove()
 
 
-def _has_bias(layer: nn.Module) -> bool:
+def _foldable(layer: nn.Module) -> bool:
+    """Whether a norm behind a layer can be folded into it; transposed convolutions hide their outputs in groups."""
+    if isinstance(layer, _ConvNd) and layer.transposed and layer.groups > 1:
+        return False
     return isinstance(layer, (nn.Linear, _ConvNd)) and layer.bias is not None
 
 

@@ -136,7 +136,7 @@ def plot_explained(records: Sequence[Record]) -> Figure | None:
         axis.set_title(names[place])
     axes[-1].set_xlabel("weight tensors, from the input to the output")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=1)
-    title = f"Alpha goes with little that can be measured beforehand: no rank correlation is beyond ±{largest:.2f}"
+    title = f"What alpha goes with, of what can be measured beforehand: rank correlations within ±{largest:.2f}"
     return describe(
         figure, "Three rank correlations for every weight tensor, means over the seeds", title
     )
