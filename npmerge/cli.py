@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from npmerge.catalogue import (
     profile_names,
 )
 from npmerge.merge_command import SCHEDULES, Beside, MergeOptions, check_request
-from npmerge.methods import KINDS, of_kind
+from npmerge.methods import KINDS, Method, of_kind
 
 if TYPE_CHECKING:
     from npmerge.run.engine import Progress
@@ -223,6 +224,26 @@ def _methods(options: argparse.Namespace) -> None:
     _write_table(rows, str.ljust)
 
 
+class _ListMethods(argparse.Action):
+    """Explain the methods, grouped by what they do and what they need."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        lines = []
+        for kind in KINDS:
+            groups: dict[str, list[Method]] = {}
+            for one in of_kind(kind).values():
+                groups.setdefault(one.group, []).append(one)
+            for group, found in groups.items():
+                lines.append(f"\n{kind}, {group}")
+                for one in found:
+                    options = ", ".join(f"{n}={o.default}" for n, o in one.options.items())
+                    lines.append(f"  {one.name}: {one.label}. {one.summary}")
+                    lines += [f"      options: {options}"] * bool(options)
+        with suppress(BrokenPipeError):
+            sys.stdout.write("\n".join(lines).lstrip() + "\n")
+        parser.exit()
+
+
 def _merge(options: argparse.Namespace) -> None:
     _check_device(options.device)
     request = MergeOptions(
@@ -234,10 +255,11 @@ def _merge(options: argparse.Namespace) -> None:
         mean=tuple(options.mean) if options.mean else None,
         std=tuple(options.std) if options.std else None,
         transform=options.transform,
-        align=options.align,
+        align=options.align or "",
         aggregate=options.aggregate,
         correct=None if options.correct == "none" else options.correct,
         many=options.many,
+        base=None if options.base is None else Path(options.base),
         options={
             kind: _pairs(getattr(options, f"{kind}_option"))
             for kind in ("align", "aggregate", "correct", "many")
@@ -479,11 +501,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_merge(merge: argparse.ArgumentParser) -> None:
     def listed(kind: Any) -> str:
-        return "; ".join(
-            name + f" (needs {', '.join(one.needs)})" * bool(one.needs)
-            for name, one in of_kind(kind).items()
-        )
+        return ", ".join(of_kind(kind))
 
+    merge.add_argument("--list", action=_ListMethods, nargs=0, help="explain the methods, and stop")
     merge.add_argument(
         "checkpoints", nargs="+", metavar="CHECKPOINT",
         help="two or more of one architecture: .safetensors, .pt, .pth, .ckpt or Hugging Face folders; the first is A",
@@ -534,8 +554,9 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
             f"--{name}", metavar="MODULE:FUNCTION", help=f"{what}, of (outputs, batch)"
         )
     merge.add_argument(
-        "--align", default="permute",
-        help=f"{listed('align')}; or a file of --save-alignment (default: permute)",
+        "--align",
+        help=f"{listed('align')}; or a file of --save-alignment (default: permute, or identity where the aggregation "
+        "finds an alignment of its own or starts from a base)",
     )  # fmt: skip
     merge.add_argument(
         "--hold-unknown", action="store_true",
@@ -551,12 +572,19 @@ def _add_merge(merge: argparse.ArgumentParser) -> None:
         help=f"{listed('correct')}; none (default: reset_batchnorm)",
     )  # fmt: skip
     merge.add_argument(
-        "--many", help=f"how more than two become one: {listed('many')} (default: tournament)"
+        "--many",
+        help=f"how more than two become one: {listed('many')} (default: tournament, or all_to_one where the "
+        "aggregation takes any number)",
+    )  # fmt: skip
+    merge.add_argument(
+        "--base",
+        metavar="CHECKPOINT",
+        help="that all others were trained from, for methods that need it",
     )
     for kind in ("align", "aggregate", "correct", "many"):
         merge.add_argument(
             f"--{kind}-option", action="append", default=[], metavar="NAME=VALUE",
-            help=f"of the method of --{kind}; `npmerge methods` lists them",
+            help=f"of the method of --{kind}; --list says which there are",
         )  # fmt: skip
     merge.add_argument(
         "--epochs", type=int, metavar="N", help="of learning (default: the method's)"

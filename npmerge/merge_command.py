@@ -42,10 +42,12 @@ class MergeOptions:
         image_size: height and width of the images in pixels; image sets are average-pooled to it.
         mean, std: of the pixels of a folder's images, per channel, in units of pixel value / 255.
         transform: ``"package.module:function"`` for a folder's images, in the place of these.
-        align: how the others are aligned to the first, or a file that an alignment was saved to.
+        align: how the others are aligned to the first, or a file that an alignment was saved to; by default as
+            :func:`npmerge.merging.merge` does.
         aggregate: how aligned models become one.
         correct: what is done to the merged model; ``None`` for nothing.
-        many: how more than two become one; a tournament by default.
+        many: how more than two become one; by default as :func:`npmerge.merging.merge` does.
+        base: file or folder of the model that all others were trained from, for methods that need it.
         options: of the methods, by ``"align"``, ``"aggregate"``, ``"correct"`` and ``"many"``.
         batch_size: images a step.
         validation: share of the training images that the best epoch is chosen on.
@@ -64,10 +66,11 @@ class MergeOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     transform: str | None = None
-    align: str = "permute"
+    align: str = ""
     aggregate: str = "np_merge"
     correct: str | None = "reset_batchnorm"
     many: str | None = None
+    base: Path | None = None
     options: Mapping[str, dict[str, Any]] = field(
         default_factory=lambda: {step: {} for step in STEPS}
     )
@@ -79,6 +82,11 @@ class MergeOptions:
     metric: str | None = None
     hold_unknown: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.align:
+            align = find(self.aggregate, "aggregate").default_alignment
+            object.__setattr__(self, "align", align)
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,12 @@ def check_request(
             f"unknown data set {options.data!r}: choose one of {', '.join(DATASETS)}, "
             "or give a folder of images or package.module:function"
         )
+    if options.base is None and "base" in find(options.aggregate, "aggregate").needs:
+        raise ValueError(
+            f"{options.aggregate} needs the model that the others were trained from: give --base"
+        )
     paths = [Path(path) for path in checkpoints]
-    for path in paths:
+    for path in [*paths, *([options.base] if options.base else [])]:
         if not path.is_file() and not _is_folder(path):
             raise ValueError(
                 f"no file {path}: give a checkpoint, .safetensors, .pt, .pth or .ckpt, "
@@ -222,7 +234,7 @@ def merge_checkpoints(
     merged = merge(
         bench.models, bench.parts.train,
         align=bench.align, aggregate=options.aggregate, correct=options.correct,
-        many=options.many, seed=options.seed, progress=progress, learn_on=bench.parts.learn,
+        many=options.many, base=bench.base, seed=options.seed, progress=progress, learn_on=bench.parts.learn,
         align_options=options.options.get("align"),
         aggregate_options=options.options.get("aggregate"),
         correct_options=options.options.get("correct"),
@@ -233,7 +245,10 @@ def merge_checkpoints(
     scored = {chr(ord("A") + place): model for place, model in enumerate(bench.models)}
     if bench.loss is None and bench.metric is None:
         scored["ensemble"] = Ensemble(bench.models)
-    if len(files) == 2 and options.many is None and merged.alignment is not None:
+    if (
+        len(files) == 2 and options.many is None and merged.alignment is not None
+        and not find(options.aggregate, "aggregate").aligns
+    ):  # fmt: skip
         uniform = merge(
             bench.models, bench.parts.train, align=merged.alignment, aggregate="mean",
             correct=options.correct, seed=options.seed, learn_on=bench.parts.learn,
@@ -242,8 +257,11 @@ def merge_checkpoints(
     scored["merged"] = merged.model
     scores = {name: bench.score(model) for name, model in scored.items()}
     how: dict[str, Any] = {
-        "checkpoints": [{"file": path.name, "sha256": _sha256(path)} for path in files],
-        "options": asdict(options),
+        "checkpoints": [
+            {"file": path.name, "sha256": _sha256(path)}
+            for path in [*files, *([options.base] if options.base else [])]
+        ],
+        "options": asdict(options) | {"base": options.base and options.base.name},
         "scored_on": bench.parts.judged[0],
         "scores": scores,
         "versions": versions(),
@@ -302,6 +320,7 @@ class _Bench:
         models: in float32, on the device.
         kinds: the types that the first one came in.
         parts: the data.
+        base: the model that they were trained from, if one is given.
         align: how to align: a name, or an alignment that was saved.
         loss, metric: the user's own, if any.
     """
@@ -326,12 +345,16 @@ class _Bench:
         self.loss = None if options.loss is None else attribute(options.loss, "loss")
         self.metric = None if options.metric is None else attribute(options.metric, "metric")
         self.models: list[nn.Module] = []
-        for file in files:
+        self.base: nn.Module | None = None
+        for file in [*files, *([options.base] if options.base else [])]:
             model = _loaded(file, options, self.parts)
             if not self.models:
                 self.kinds = kinds_of(model)
             ready = prepared(model, device).to(memory_format=torch.channels_last)
-            self.models.append(ready)
+            if len(self.models) < len(files):
+                self.models.append(ready)
+            else:
+                self.base = ready
 
     def score(self, model: nn.Module) -> dict[str, float]:
         """What a model is worth on the data to judge on."""

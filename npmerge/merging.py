@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from npmerge.methods import Method, find
 from npmerge.prepare import Kinds, kinds_of, prepared, put_back
 from npmerge.store.files import write_atomically
 from npmerge.symmetry import Group, symmetry_on
-from npmerge.training import Loss, TrainingError
+from npmerge.training import Learning, Loss, TrainingError
 
 Loader = nn.Module | Load
 """A model, or a function that loads it."""
@@ -115,7 +115,7 @@ def merge(
     models: Sequence[Loader],
     data: Data,
     *,
-    align: str | Alignment = "permute",
+    align: str | Alignment | None = None,
     aggregate: str = "np_merge",
     correct: str | None = "reset_batchnorm",
     many: str | None = None,
@@ -142,15 +142,18 @@ def merge(
     """Merge models: ``C = Agg(Align(A, B))``, then the correction.
 
     Args:
-        models: two or more of one architecture, or functions that load them; none is changed. The first is the
+        models: two or more of one architecture, or functions that load them; none is changed. Widths may differ where
+            the aggregation says so. The first is the
             reference: B is aligned to A. They may be compiled, or wrapped for several devices. Those in half precision
             are merged in float32. Frozen parameters (``requires_grad``) are averaged, not learned.
         data: training data, a re-iterable of batches (tuples whose last item holds the labels, or dictionaries with
             ``"labels"``), for the alignment.
-        align: how B is aligned: the name of a method, or an alignment that was found before.
+        align: how B is aligned: the name of a method, or an alignment that was found before. By default ``"permute"``;
+            ``"identity"`` for an aggregation that finds an alignment of its own, or starts from ``base``.
         aggregate: how aligned models become one.
         correct: what is done to a merged model; ``None`` for nothing.
-        many: how more than two become one; by default in a tournament. Two are a pair unless it is given.
+        many: how more than two become one; by default in a tournament, or all at once where the aggregation takes any
+            number. Two are a pair unless it is given.
         learn_on: what the aggregation learns from and the correction sees, ``data`` by default. Shuffle and augment it
             like the models' own training: batch norm's statistics should be those of what they have learned from. A
             function gets a seed of each pairing's own.
@@ -203,7 +206,7 @@ def merge(
     if many is None and len(loads) == PAIR:
         model = steps.merge(loads[0](), loads[1]())
     else:
-        model = steps.merge_many(loads, many or "tournament", many_options or {})
+        model = steps.merge_many(loads, many or steps.default_many, many_options or {})
     return Merged(
         put_back(model.eval(), loads[0].kinds),
         steps.alignment,
@@ -226,7 +229,7 @@ class Merger:
         self,
         data: Data,
         *,
-        align: str | Alignment = "permute",
+        align: str | Alignment | None = None,
         aggregate: str = "np_merge",
         correct: str | None = "reset_batchnorm",
         learn_on: Data | Callable[[int], Data] | None = None,
@@ -250,8 +253,11 @@ class Merger:
     ) -> None:
         self._data, self._learn_on, self._seed = data, data if learn_on is None else learn_on, seed
         self._base, self._held_out, self._statistics = base, held_out, statistics
-        self._align = align if isinstance(align, Alignment) else find(align, "align")
         self._aggregate = find(aggregate, "aggregate")
+        self._align = (
+            align if isinstance(align, Alignment)
+            else find(align or self._aggregate.default_alignment, "align")
+        )  # fmt: skip
         self._correct = None if correct is None else find(correct, "correct")
         self._options = {
             "align": dict(align_options or {}),
@@ -263,19 +269,25 @@ class Merger:
         ):  # fmt: skip
             if isinstance(method, Method):
                 self._check(method, self._options[kind])
+        if (
+            self._aggregate.aligns
+            and isinstance(self._correct, Method)
+            and ("parents" in self._correct.parameters)
+        ):
+            raise ValueError(
+                f"{self._correct.name} compares channels with those of aligned models, and {self._aggregate.name} makes "
+                "channels of its own: correct by reset_batchnorm"
+            )
         self._loss, self._metric, self._validation = loss, metric, validation
-        self._learning: dict[str, Any] = {
-            "loss": loss, "mixed_precision": mixed_precision, "on_epoch": on_epoch,
-            "schedule": schedule, "patience": patience,
-            "validate": None if validation is None else self._validate,
-            "progress": self._aggregate.label if progress else None,
-        }  # fmt: skip
+        self._learning = Learning(
+            loss=loss, mixed_precision=mixed_precision, on_epoch=on_epoch, schedule=schedule,
+            patience=patience, validate=None if validation is None else self._validate,
+            progress=self._aggregate.label if progress else None,
+        )  # fmt: skip
         self._strict = strict
         self._saved, self._learned = saved, 0  # how often something was learned, trials included
         self._groups: Sequence[Group] | None = None
-        self._parents: tuple[
-            nn.Module, ...
-        ] = ()  # A and the aligned B, for a correction that asks for them
+        self._parents: Sequence[nn.Module] = ()  # aligned, for a correction that asks for them
         self.alignment: Alignment | None = None
         self.details: Mapping[str, Any] = {}
         self.history: list[float] = []
@@ -293,16 +305,22 @@ class Merger:
             b: model B.
             seed: of the pairing; that of the merge by default.
         """
-        model = self.correct(self.aggregate(a, self.align(a, b).apply(b), seed), seed)
+        model = self.correct(self.aggregate([a, self.align(a, b).apply(b)], seed), seed)
         self._parents = ()  # they need not stay in memory
         return model
+
+    @property
+    def default_many(self) -> str:
+        """How more than two become one, if nothing else is said."""
+        return "all_to_one" if self._aggregate.several else "tournament"
 
     def merge_many(self, loads: Sequence[Load], name: str, options: Mapping[str, Any]) -> nn.Module:
         """Many models become one, corrected; see :func:`merge`."""
         method = find(name, "many")
         self._check(method, options)
         pairs = "merge" in method.parameters
-        if not pairs and self._aggregate.name != "mean":
+        at_once = "aggregate" in method.parameters and self._aggregate.several
+        if not pairs and not at_once and self._aggregate.name != "mean":
             raise ValueError(
                 f"{name!r} takes the mean of all models: aggregate must be 'mean', not {self._aggregate.name!r}"
             )
@@ -311,9 +329,11 @@ class Merger:
             context = self._with_groups(method, loads[0])
             model: nn.Module = self._call(
                 method, options, models=loads, align=self.align, merge=self._match,
-                seed=self._seed, **context,
+                aggregate=self.aggregate if at_once else None, seed=self._seed, **context,
             )  # fmt: skip
-        return model if pairs else self.correct(model)
+        model = model if pairs else self.correct(model)
+        self._parents = ()
+        return model
 
     def align(self, a: nn.Module, b: nn.Module) -> Alignment:
         """Find B's alignment to A."""
@@ -321,6 +341,8 @@ class Merger:
             method, data = self._align, self._data
             if isinstance(method, Alignment):
                 found = method
+            elif method.name == "identity" and self._aggregate.aligns:
+                found = Alignment((), (), ())  # their widths may differ
             else:
                 context: dict[str, Any] = {"a": a, "b": b, "data": data, "seed": self._seed}
                 context |= self._with_groups(method, lambda: a)
@@ -336,18 +358,21 @@ class Merger:
                     context["statistics"] = measure()
 
                 def averaged(trial: Mapping[str, Any]) -> nn.Module:
-                    self._parents = a, self._call(method, trial, **context).apply(b)
+                    self._parents = [a, self._call(method, trial, **context).apply(b)]
                     return mean(*self._parents)
 
                 found = self._call(method, self._settled(method, averaged), **context)
         self.alignment = found
         return found
 
-    def aggregate(self, a: nn.Module, aligned: nn.Module, seed: int | None = None) -> nn.Module:
-        """Make one model of A and the aligned B."""
+    def aggregate(self, models: Sequence[nn.Module], seed: int | None = None) -> nn.Module:
+        """Make one model of aligned ones, A the first: of two, or of any number where the aggregation takes them."""
         method, own = self._aggregate, self._seed if seed is None else seed
-        context = {"a": a, "b": aligned, "seed": own, "base": self._base} | self._learning
-        self._parents = a, aligned
+        context: dict[str, Any] = {"models": models, "seed": own, "base": self._base}
+        context |= dict(zip("ab", models, strict=False)) | self._with_groups(
+            method, lambda: models[0]
+        )
+        self._parents = models
         self.history, self.details = [], {}  # those of the merge before are given up
         with self._timed("learning"):
 
@@ -447,14 +472,15 @@ class Merger:
                 raise ValueError(f"{name} of {method.name} has no value to choose from")
         if "base" in method.needs and self._base is None:
             raise ValueError(
-                f"{method.name} needs the model that the others were trained from: give base"
+                f"{method.name} needs the model that the others were trained from: give base. Networks trained apart "
+                "have none: what they have learned, counted from their mean, is the same with opposite signs"
             )
 
     def _learn(self, method: Method, options: Mapping[str, Any], **context: Any) -> Any:
         """Call an aggregation, each time with a file of its own to go on from."""
         saved = None if self._saved is None else self._saved / f"{self._learned}.training"
         self._learned += 1
-        return self._call(method, options, saved=saved, **context)
+        return self._call(method, options, learning=replace(self._learning, saved=saved), **context)
 
     def _call(self, method: Method, options: Mapping[str, Any], **context: Any) -> Any:
         given = {name: value for name, value in context.items() if name in method.parameters}

@@ -30,14 +30,17 @@ FAMILIES = {
     "alignment": "#4C78A8",
     "correction": "#8C6D31",
     "many": "#C47A1B",
+    "zip": "#5B6BBF",
+    "task": "#A8612A",
+    "training": "#C2527F",
+    "path": "#3F7F4F",
 }
 """The families of methods, each with a colour that is told from the others without red-green vision, on light and on
 dark pages."""
 
 GIVEN = frozenset(
-    {"groups", "statistics", "seed", "base", "loss", "mixed_precision", "on_epoch", "progress",
-     "saved", "schedule", "validate", "patience", "example", "reset_data", "topk", "align", "merge", "parents",
-     "folder"}
+    {"groups", "statistics", "seed", "base", "learning", "example", "reset_data", "topk", "align",
+     "merge", "aggregate", "parents", "folder"}
 )  # fmt: skip
 """Keywords that :func:`~npmerge.merging.merge` fills in; every other keyword of a method is an option of its user's."""
 
@@ -57,6 +60,7 @@ class Method(Entry):
         needs: what it cannot do without.
         reference: its key in ``references.bib``.
         ours: whether it is a control that the paper does not have.
+        aligns: of an aggregation, whether it finds an alignment of its own, so that none need come before it.
     """
 
     kind: Kind
@@ -67,11 +71,32 @@ class Method(Entry):
     needs: tuple[Need, ...] = ()
     reference: str | None = None
     ours: bool = False
+    aligns: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Of an aggregation, whether it takes any number of models at once."""
+        return "models" in self.parameters
 
     @property
     def options(self) -> Mapping[str, Option]:
         """What a user may set, by name."""
         return {name: option for name, option in self.keywords.items() if name not in GIVEN}
+
+    @property
+    def default_alignment(self) -> str:
+        """Of an aggregation, the alignment that comes before it if none is named."""
+        return "identity" if self.aligns or "base" in self.needs else "permute"
+
+    @property
+    def group(self) -> str:
+        """What it needs, in words: only methods of one group are compared like with like."""
+        training = {"epochs", "steps"}.intersection(self.options) and "data" in self.needs
+        return {
+            "base": "needs a common base",
+            "labels": "learns from labelled data" if training else "needs labelled data",
+            "data": "learns from unlabelled data" if training else "needs unlabelled data",
+        }.get(next((n for n in ("base", "labels", "data") if n in self.needs), ""), "needs nothing")
 
     @property
     def color(self) -> str:
@@ -89,6 +114,7 @@ class Method(Entry):
             "needs": list(self.needs),
             "reference": self.reference,
             "ours": self.ours,
+            "aligns": self.aligns,
             "options": {
                 name: {"type": option.type, "default": option.default}
                 for name, option in self.options.items()
@@ -101,7 +127,16 @@ METHODS: Registry[Method] = Registry(
     "method",
     "method",
     Method,
-    ("npmerge.align", "npmerge.aggregate", "npmerge.correct", "npmerge.many", "npmerge.evaluate"),
+    (
+        "npmerge.align",
+        "npmerge.aggregate",
+        "npmerge.zips",
+        "npmerge.tasks",
+        "npmerge.paths",
+        "npmerge.correct",
+        "npmerge.many",
+        "npmerge.evaluate",
+    ),
 )
 """Every method by its name."""
 
@@ -116,15 +151,16 @@ def method(
     needs: tuple[Need, ...] = (),
     reference: str | None = None,
     ours: bool = False,
+    aligns: bool = False,
     place: int = 100,
 ) -> Callable[[F], F]:
     """Register the function that is decorated as a method; see :class:`Method` for the words.
 
     Its name is the method's. What it takes is decided by its kind and by the names of its parameters: an ``align``
     method is called with ``(a, b, data)`` and returns an :class:`~npmerge.align.alignment.Alignment`; an ``aggregate``
-    method with ``(a, b, data)`` where b is aligned, and returns a model or an
-    :class:`~npmerge.aggregate.aggregated.Aggregated`; a ``correct`` method with ``(model, data)``, a ``many`` method
-    with ``(models)`` (functions that load them), and a ``reference`` with ``(models, data)``. A method without a
+    method with ``(a, b, data)`` where b is aligned, or with ``(models, data)``, any number of them, and returns a model
+    or an :class:`~npmerge.aggregate.aggregated.Aggregated`; a ``correct`` method with ``(model, data)``, a ``many``
+    method with ``(models)`` (functions that load them), and a ``reference`` with ``(models, data)``. A method without a
     parameter ``data`` is called without it. Keywords of :data:`GIVEN` are filled in where a method has them; all others
     are options.
 
@@ -133,7 +169,7 @@ def method(
     """
     return METHODS.register(
         kind=kind, label=label, row=row, short=short, family=family, needs=needs,
-        reference=reference, ours=ours, place=place,
+        reference=reference, ours=ours, aligns=aligns, place=place,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -194,6 +196,53 @@ def fit(
     if best is not None:
         best.restore()
     return history
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How something is learned, whatever it is: what all methods that learn take alike.
+
+    Attributes:
+        loss: of the outputs and the batch; by default the cross-entropy of the labels.
+        mixed_precision: bfloat16 autocast; by default where the device gains from it.
+        saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
+        on_epoch: called with each epoch, counted from 1, and its mean loss.
+        schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
+        validate: called with the model after each epoch; the lower what it returns, the better, and the best epoch is
+            what is kept.
+        patience: stop after so many epochs in a row that did not validate better; by default never.
+        progress: label of the progress bar; none by default.
+    """
+
+    loss: Loss | None = None
+    mixed_precision: bool | None = None
+    saved: Path | None = None
+    on_epoch: Callable[[int, float], None] | None = None
+    schedule: Callable[[float], float] | None = None
+    validate: Callable[[nn.Module], float] | None = None
+    patience: int | None = None
+    progress: str | None = None
+
+    def fit(
+        self, model: nn.Module, data: Data, optimizer: Optimizer, *, epochs: int
+    ) -> list[float]:
+        """:func:`fit` in this way.
+
+        Args:
+            model: changed in place.
+            data: any re-iterable of batches.
+            optimizer: holds what is optimised.
+            epochs: passes over the data.
+
+        Returns:
+            The mean loss of each epoch.
+        """
+        return fit(
+            model, data, optimizer, epochs=epochs, loss=self.loss,
+            mixed_precision=self.mixed_precision, saved=self.saved, on_epoch=self.on_epoch,
+            schedule=self.schedule, patience=self.patience, progress=self.progress,
+            validate=None if self.validate is None else partial(self.validate, model),
+        )  # fmt: skip
 
 
 class _Best:

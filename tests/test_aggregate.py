@@ -18,7 +18,7 @@ from npmerge.aggregate import Aggregated, finetune, mean, np_merge
 from npmerge.data import Batch, Batches
 from npmerge.methods import of_kind
 from npmerge.models import resnet20, vgg11
-from npmerge.training import TrainingError
+from npmerge.training import Learning, TrainingError
 
 few = settings(max_examples=15, deadline=None)
 
@@ -200,8 +200,9 @@ def test_the_best_epoch_is_kept_and_learning_stops_when_patience_ends(name: str)
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return values[len(seen) - 1]
 
-    options = {"epochs": 5, "lr": 0.1, "validate": validate}
-    result = LEARNING[name](net(0), net(1), loader(), patience=2, **options)
+    options = {"epochs": 5, "lr": 0.1}
+    patient = Learning(validate=validate, patience=2)
+    result = LEARNING[name](net(0), net(1), loader(), learning=patient, **options)
     assert len(result.history) == len(seen) == 4
     assert_same_state(dict(result.model.named_parameters()), seen[1])
     assert not torch.equal(seen[1]["0.weight"], seen[3]["0.weight"])
@@ -211,17 +212,21 @@ def test_the_best_epoch_is_kept_and_learning_stops_when_patience_ends(name: str)
             assert torch.allclose(seen[1][key], alpha * x + (1 - alpha) * y, atol=1e-6), key
         assert len(result.details["spread"]) == 4
     seen.clear()
-    assert len(LEARNING[name](net(0), net(1), loader(), **options).history) == 5
+    endless = LEARNING[name](
+        net(0), net(1), loader(), learning=Learning(validate=validate), **options
+    )
+    assert len(endless.history) == 5
     for wrong in ({"patience": 2}, {"patience": 0, "validate": validate}):
         with pytest.raises(
             ValueError, match=r"patience is .: give at least 1, and validation data"
         ):
-            LEARNING[name](net(0), net(1), loader(), **wrong)
+            LEARNING[name](net(0), net(1), loader(), learning=Learning(**wrong))
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_schedule_multiplies_the_learning_rate(name: str) -> None:
-    still = LEARNING[name](net(0), net(1), loader(), epochs=2, lr=0.1, schedule=lambda _: 0.0)
+    held = Learning(schedule=lambda _: 0.0)
+    still = LEARNING[name](net(0), net(1), loader(), epochs=2, lr=0.1, learning=held)
     assert same_parameters(still.model, mean(net(0), net(1)))
 
 
@@ -249,9 +254,8 @@ def test_what_is_learned_shares_no_memory_with_the_models_which_stay_as_they_are
 @pytest.mark.parametrize("name", LEARNING)
 def test_every_epoch_is_told(name: str) -> None:
     told: list[tuple[int, float]] = []
-    result = LEARNING[name](
-        net(0), net(1), loader(), epochs=2, on_epoch=lambda *epoch: told.append(epoch)
-    )
+    telling = Learning(on_epoch=lambda *epoch: told.append(epoch))
+    result = LEARNING[name](net(0), net(1), loader(), epochs=2, learning=telling)
     assert told == list(enumerate(result.history, start=1))
 
 
@@ -264,7 +268,7 @@ def test_a_loss_of_one_s_own_over_dictionaries_equals_the_cross_entropy_of_pairs
     pairs = loader()
     named = [{"labels": labels, "input": pixels} for pixels, labels in pairs]
     plain = LEARNING[name](net(0), net(1), pairs, epochs=2)
-    own = LEARNING[name](net(0), net(1), named, epochs=2, loss=loss)
+    own = LEARNING[name](net(0), net(1), named, epochs=2, learning=Learning(loss=loss))
     assert own.history == plain.history
     assert_same_state(own.model.state_dict(), plain.model.state_dict())
 
@@ -333,7 +337,9 @@ def test_np_merge_on_a_gpu_follows_the_cpu() -> None:
     found = []
     for device in ("cpu", "cuda"):
         a, b = net(0).to(device), net(1).to(device)
-        result = np_merge(a, b, loader(), epochs=3, lr=0.05, mixed_precision=False)
+        result = np_merge(
+            a, b, loader(), epochs=3, lr=0.05, learning=Learning(mixed_precision=False)
+        )
         assert {x.device.type for x in result.alpha.values()} == {device}
         found.append(result)
     assert found[1].history == pytest.approx(found[0].history, rel=1e-3)

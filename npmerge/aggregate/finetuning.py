@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-
 import torch
 from torch import nn
 
@@ -13,7 +9,7 @@ from npmerge.aggregate.aggregated import Aggregated, learnable, taken_over
 from npmerge.aggregate.averaging import mean
 from npmerge.data.streams import Data
 from npmerge.methods import method
-from npmerge.training import Loss, fit
+from npmerge.training import Learning
 
 
 @method(
@@ -32,14 +28,7 @@ def finetune(
     *,
     epochs: int = 10,
     lr: float = 1e-2,
-    loss: Loss | None = None,
-    mixed_precision: bool | None = None,
-    saved: Path | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
-    schedule: Callable[[float], float] | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
-    patience: int | None = None,
-    progress: str | None = None,
+    learning: Learning | None = None,
 ) -> Aggregated:
     """Train the mean of two models with Adam: every parameter is free that A does not freeze (``requires_grad``).
 
@@ -49,15 +38,7 @@ def finetune(
         data: the optimisation data, any re-iterable of batches.
         epochs: passes over the data.
         lr: Adam's learning rate; the paper's is 0.01.
-        loss: of the outputs and the batch; by default the cross-entropy of the labels.
-        mixed_precision: bfloat16 autocast; by default where the device gains from it.
-        saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
-        on_epoch: called with each epoch, counted from 1, and its mean loss.
-        schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
-        validate: called with the model after each epoch; the lower what it returns, the better, and the best epoch is
-            what is kept.
-        patience: stop after so many epochs in a row that did not validate better; by default never.
-        progress: label of the progress bar; none by default.
+        learning: how; see :class:`~npmerge.training.Learning`.
 
     Returns:
         The fine-tuned model; ``a`` and ``b`` are not changed.
@@ -71,11 +52,7 @@ def finetune(
         Section III-D.
     """
     model, optimizer = learning_weights(a, b, lr=lr)
-    history = fit(
-        model, data, optimizer, epochs=epochs, loss=loss, mixed_precision=mixed_precision,
-        saved=saved, on_epoch=on_epoch, schedule=schedule, patience=patience, progress=progress,
-        validate=None if validate is None else partial(validate, model),
-    )  # fmt: skip
+    history = (learning or Learning()).fit(model, data, optimizer, epochs=epochs)
     return Aggregated(taken_over(a, model), history)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from npmerge.aggregate.aggregated import Aggregated, learnable, taken_over
 from npmerge.data.streams import Data
 from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
-from npmerge.training import Loss, fit
+from npmerge.training import Learning
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """What is noted of alpha's spread: the coefficient that so large a share of the parameters stays below."""
@@ -37,14 +36,7 @@ def np_merge(
     *,
     epochs: int = 10,
     lr: float = 1e-2,
-    loss: Loss | None = None,
-    mixed_precision: bool | None = None,
-    saved: Path | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
-    schedule: Callable[[float], float] | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
-    patience: int | None = None,
-    progress: str | None = None,
+    learning: Learning | None = None,
 ) -> Aggregated:
     """Learn ``W = alpha * A + (1 - alpha) * B`` with one alpha in (0, 1) for every parameter.
 
@@ -58,15 +50,7 @@ def np_merge(
         data: the optimisation data, any re-iterable of batches.
         epochs: passes over the data.
         lr: Adam's learning rate for ``alpha_pre``.
-        loss: of the outputs and the batch; by default the cross-entropy of the labels.
-        mixed_precision: bfloat16 autocast; by default where the device gains from it.
-        saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
-        on_epoch: called with each epoch, counted from 1, and its mean loss.
-        schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
-        validate: called with the model after each epoch; the lower what it returns, the better, and the best epoch is
-            what is kept.
-        patience: stop after so many epochs in a row that did not validate better; by default never.
-        progress: label of the progress bar; none by default.
+        learning: how; see :class:`~npmerge.training.Learning`.
 
     Returns:
         The merged model; in ``details["alpha"]`` the coefficients of model A, for every parameter by name; and in
@@ -81,20 +65,18 @@ def np_merge(
         Eq. 2 and Section III-D.
     """
     model, optimizer = learning_alpha(a, b, lr=lr)
-
+    learning = learning or Learning()
+    told = learning.on_epoch
     spread: list[list[float]] = []
 
     def noted(epoch: int, value: float) -> None:
         optimizer.note_spread()
         spread[:] = optimizer.spread
-        if on_epoch is not None:
-            on_epoch(epoch, value)
+        if told is not None:
+            told(epoch, value)
 
-    history = fit(
-        model, data, optimizer, epochs=epochs, loss=loss, mixed_precision=mixed_precision,
-        saved=saved, on_epoch=noted, schedule=schedule, patience=patience, progress=progress,
-        validate=None if validate is None else partial(validate, model),
-    )  # fmt: skip
+    noting = replace(learning, on_epoch=noted)
+    history = noting.fit(model, data, optimizer, epochs=epochs)
     # Where learning was put back to its best epoch, the optimiser has forgotten the later ones.
     details = {"alpha": optimizer.alpha(), "spread": max(optimizer.spread, spread, key=len)}
     return Aggregated(taken_over(a, model), history, details)

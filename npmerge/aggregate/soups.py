@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +15,7 @@ from npmerge.aggregate.fisher_weighting import diagonal_fisher, fisher_share
 from npmerge.data.streams import Data
 from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
-from npmerge.training import Loss, fit
+from npmerge.training import Learning
 
 Level = Literal["model", "layer", "tensor", "channel", "parameter"]
 """What has a coefficient of its own; a layer is a module, with its weight and its bias."""
@@ -45,14 +43,7 @@ def learned_soup(
     epochs: int = 10,
     lr: float = 1e-2,
     seed: int = 0,
-    loss: Loss | None = None,
-    mixed_precision: bool | None = None,
-    saved: Path | None = None,
-    on_epoch: Callable[[int, float], None] | None = None,
-    schedule: Callable[[float], float] | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
-    patience: int | None = None,
-    progress: str | None = None,
+    learning: Learning | None = None,
 ) -> Aggregated:
     """Learn ``W = alpha * A + (1 - alpha) * B`` with coefficients that parameters share.
 
@@ -70,15 +61,7 @@ def learned_soup(
         epochs: passes over the data.
         lr: Adam's learning rate for ``alpha_pre``, that of NP Merge; the authors' is 0.05.
         seed: of what the Fisher information is sampled with.
-        loss: of the outputs and the batch; by default the cross-entropy of the labels.
-        mixed_precision: bfloat16 autocast; by default where the device gains from it.
-        saved: a file that is kept up to date, from which a learning that was cut off goes on; the caller deletes it.
-        on_epoch: called with each epoch, counted from 1, and its mean loss.
-        schedule: multiplies the learning rate; a function of the epoch, counted in fractions.
-        validate: called with the model after each epoch; the lower what it returns, the better, and the best epoch is
-            what is kept.
-        patience: stop after so many epochs in a row that did not validate better; by default never.
-        progress: label of the progress bar; none by default.
+        learning: how; see :class:`~npmerge.training.Learning`.
 
     Returns:
         The merged model; in ``details["alpha"]`` the coefficients of model A, for every parameter by name; and in
@@ -106,11 +89,7 @@ def learned_soup(
         first = fisher_share(known_by_a, known_by_b)
     model = copy.deepcopy(a)
     optimizer = SharedAlpha(model, b, lr=lr, level=level, bounded=bounded, start=first)
-    history = fit(
-        model, data, optimizer, epochs=epochs, loss=loss, mixed_precision=mixed_precision,
-        saved=saved, on_epoch=on_epoch, schedule=schedule, patience=patience, progress=progress,
-        validate=None if validate is None else partial(validate, model),
-    )  # fmt: skip
+    history = (learning or Learning()).fit(model, data, optimizer, epochs=epochs)
     details = {"alpha": optimizer.alpha(), "coefficients": optimizer.coefficients}
     return Aggregated(taken_over(a, model), history, details)
 

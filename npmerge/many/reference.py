@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from npmerge.align import Alignment
 from npmerge.many.streaming import Load, Models, Sum, check_models
 from npmerge.methods import method
-from npmerge.symmetry import check_same_architecture
 
 
 @method(
@@ -20,6 +19,7 @@ def all_to_one(
     models: Models,
     align: Callable[[nn.Module, nn.Module], Alignment],
     *,
+    aggregate: Callable[[Sequence[nn.Module]], nn.Module] | None = None,
     reference: int = 0,
 ) -> nn.Module:
     r"""Align every model to one of them, the reference r, and take the uniform mean.
@@ -30,6 +30,8 @@ def all_to_one(
     Args:
         models: m of them, at least one; each is loaded once.
         align: takes the reference and another model, and aligns this to that.
+        aggregate: makes one model of the aligned ones, the reference first, in the place of the mean; all of them are
+            in memory then.
         reference: number of the model that the others are aligned to.
 
     Returns:
@@ -48,10 +50,15 @@ def all_to_one(
             f"reference is {reference}: give the number of one of the models, 0 to {len(models) - 1}"
         )
     target = models[reference]()
+    aligned = (
+        _aligned(align, target, load) for number, load in enumerate(models) if number != reference
+    )
+    if aggregate is not None:
+        return aggregate([target, *aligned])
     total = Sum(target)
-    for number, load in enumerate(models):
-        if number != reference:
-            total.add(_aligned(align, target, load))
+    for model in aligned:
+        total.add(model)
+        del model  # before the next one is loaded
     return total.mean()
 
 
@@ -59,5 +66,4 @@ def _aligned(
     align: Callable[[nn.Module, nn.Module], Alignment], target: nn.Module, load: Load
 ) -> nn.Module:
     model = load()
-    check_same_architecture(target, model)
     return align(target, model).apply(model)

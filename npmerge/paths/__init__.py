@@ -1,0 +1,1 @@
+"""Paths of low loss between two models, and the models on them."""
