@@ -22,6 +22,7 @@ from npmerge.experiments import load_profiles
 from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report import coefficients, transformers
+from npmerge.report.cards import cards_page
 from npmerge.report.comparison import (
     GRID,
     answer,
@@ -291,6 +292,7 @@ def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> 
         ("index", "% result"): draw_result(stage, records),
         ("claims", "% claims"): claims_page(rows),
         ("numbers", "% numbers"): numbers_page(numbers),
+        ("every_method", "% cards"): cards_page(),
         ("protocol", "% disagreements"): disagreements(rows),
         ("when_to_use", "% grid"): answer(grid_points(_of(GRID, records))),
         ("when_to_use", "% transformers"): transformers.findings(_of("transformers", records)),

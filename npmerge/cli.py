@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from npmerge.catalogue import (
     profile_names,
 )
 from npmerge.merge_command import SCHEDULES, Beside, MergeOptions, check_request
-from npmerge.methods import KINDS, Method, of_kind
+from npmerge.methods import GROUPS, KINDS, of_kind
 
 if TYPE_CHECKING:
     from npmerge.run.engine import Progress
@@ -229,16 +230,15 @@ class _ListMethods(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         lines = []
-        for kind in KINDS:
-            groups: dict[str, list[Method]] = {}
-            for one in of_kind(kind).values():
-                groups.setdefault(one.group, []).append(one)
-            for group, found in groups.items():
-                lines.append(f"\n{kind}, {group}")
-                for one in found:
-                    options = ", ".join(f"{n}={o.default}" for n, o in one.options.items())
-                    lines.append(f"  {one.name}: {one.label}. {one.summary}")
-                    lines += [f"      options: {options}"] * bool(options)
+        for kind, group in product(KINDS, GROUPS):
+            found = [one for one in of_kind(kind).values() if one.group == group]
+            lines += [f"\n{kind}, needs {group}"] * bool(found)
+            for one in found:
+                options = ", ".join(f"{n}={o.default}" for n, o in one.options.items())
+                lines.append(f"  {one.name}: {one.label}. {one.summary}")
+                lines += [
+                    f"      {text}" for text in (one.use, options and f"options: {options}") if text
+                ]
         with suppress(BrokenPipeError):
             sys.stdout.write("\n".join(lines).lstrip() + "\n")
         parser.exit()

@@ -26,6 +26,7 @@ from npmerge.methods import Method, find
 from npmerge.prepare import Kinds, kinds_of, prepared, put_back
 from npmerge.store.files import write_atomically
 from npmerge.symmetry import Group, symmetry_on
+from npmerge.tasks import NO_BASE
 from npmerge.training import Learning, Loss, TrainingError
 
 Loader = nn.Module | Load
@@ -275,8 +276,8 @@ class Merger:
             and ("parents" in self._correct.parameters)
         ):
             raise ValueError(
-                f"{self._correct.name} compares channels with those of aligned models, and {self._aggregate.name} makes "
-                "channels of its own: correct by reset_batchnorm"
+                f"{self._correct.name} compares channels with those of aligned models, and "
+                f"{self._aggregate.name} makes channels of its own: correct by reset_batchnorm"
             )
         self._loss, self._metric, self._validation = loss, metric, validation
         self._learning = Learning(
@@ -344,7 +345,10 @@ class Merger:
             elif method.name == "identity" and self._aggregate.aligns:
                 found = Alignment((), (), ())  # their widths may differ
             else:
-                context: dict[str, Any] = {"a": a, "b": b, "data": data, "seed": self._seed}
+                learning = replace(self._learning, schedule=None, validate=None, patience=None)
+                context: dict[str, Any] = {
+                    "a": a, "b": b, "data": data, "seed": self._seed, "learning": learning,
+                }  # fmt: skip
                 context |= self._with_groups(method, lambda: a)
                 if "example" in method.parameters:
                     context["example"] = example_of(data)
@@ -471,10 +475,7 @@ class Merger:
             if isinstance(value, Choice) and not value.values:
                 raise ValueError(f"{name} of {method.name} has no value to choose from")
         if "base" in method.needs and self._base is None:
-            raise ValueError(
-                f"{method.name} needs the model that the others were trained from: give base. Networks trained apart "
-                "have none: what they have learned, counted from their mean, is the same with opposite signs"
-            )
+            raise ValueError(f"{method.name} needs a base: {NO_BASE}")
 
     def _learn(self, method: Method, options: Mapping[str, Any], **context: Any) -> Any:
         """Call an aggregation, each time with a file of its own to go on from."""

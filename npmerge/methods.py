@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -38,6 +38,12 @@ FAMILIES = {
 """The families of methods, each with a colour that is told from the others without red-green vision, on light and on
 dark pages."""
 
+GROUPS = (
+    "nothing", "unlabelled data", "labelled data", "training on unlabelled data",
+    "training on labelled data", "common base",
+)  # fmt: skip
+"""What methods need, from the least to the most; only those of one group are compared like with like."""
+
 GIVEN = frozenset(
     {"groups", "statistics", "seed", "base", "learning", "example", "reset_data", "topk", "align",
      "merge", "aggregate", "parents", "folder"}
@@ -61,6 +67,7 @@ class Method(Entry):
         reference: its key in ``references.bib``.
         ours: whether it is a control that the paper does not have.
         aligns: of an aggregation, whether it finds an alignment of its own, so that none need come before it.
+        use: when to take it, in a sentence.
     """
 
     kind: Kind
@@ -72,6 +79,7 @@ class Method(Entry):
     reference: str | None = None
     ours: bool = False
     aligns: bool = False
+    use: str = ""
 
     @property
     def several(self) -> bool:
@@ -89,14 +97,14 @@ class Method(Entry):
         return "identity" if self.aligns or "base" in self.needs else "permute"
 
     @property
+    def learns(self) -> bool:
+        """Whether it learns by passes over data."""
+        return "epochs" in self.options and "data" in self.needs
+
+    @property
     def group(self) -> str:
-        """What it needs, in words: only methods of one group are compared like with like."""
-        training = {"epochs", "steps"}.intersection(self.options) and "data" in self.needs
-        return {
-            "base": "needs a common base",
-            "labels": "learns from labelled data" if training else "needs labelled data",
-            "data": "learns from unlabelled data" if training else "needs unlabelled data",
-        }.get(next((n for n in ("base", "labels", "data") if n in self.needs), ""), "needs nothing")
+        """What it needs, in words of :data:`GROUPS`."""
+        return _group([self])
 
     @property
     def color(self) -> str:
@@ -115,6 +123,7 @@ class Method(Entry):
             "reference": self.reference,
             "ours": self.ours,
             "aligns": self.aligns,
+            "use": self.use,
             "options": {
                 name: {"type": option.type, "default": option.default}
                 for name, option in self.options.items()
@@ -152,6 +161,7 @@ def method(
     reference: str | None = None,
     ours: bool = False,
     aligns: bool = False,
+    use: str = "",
     place: int = 100,
 ) -> Callable[[F], F]:
     """Register the function that is decorated as a method; see :class:`Method` for the words.
@@ -169,7 +179,7 @@ def method(
     """
     return METHODS.register(
         kind=kind, label=label, row=row, short=short, family=family, needs=needs,
-        reference=reference, ours=ours, aligns=aligns, place=place,
+        reference=reference, ours=ours, aligns=aligns, use=use, place=place,
     )  # fmt: skip
 
 
@@ -201,6 +211,17 @@ def find(name: str, kind: Kind) -> Method:
     return known[name]
 
 
+def _group(methods: Iterable[Method]) -> str:
+    found = list(methods)
+    needs = {need for one in found for need in one.needs}
+    if "base" in needs:
+        return "common base"
+    if "data" not in needs:
+        return "nothing"
+    labels = "labelled" if "labels" in needs else "unlabelled"
+    return f"training on {labels} data" if any(one.learns for one in found) else f"{labels} data"
+
+
 @dataclass(frozen=True)
 class Combination:
     """The methods that made a model, or what it is held against: what a row of a table is about.
@@ -226,6 +247,7 @@ class Combination:
         text = last.label
         if self.align is not None:
             first, row = METHODS[self.align], last.row or f"{last.label}-{{align}}"
+            row += ", after {align}" * (last.aligns and self.align != last.default_alignment)
             alone = row == "{align}"
             text = row.format(align=first.label if alone else first.short or first.label)
         text += ", tuned" * self.tuned
@@ -248,6 +270,14 @@ class Combination:
     def family(self) -> str:
         """The family of its aggregation."""
         return METHODS[self.aggregate].family
+
+    @property
+    def group(self) -> str:
+        """What all of it needs, in words of :data:`GROUPS`; that batch norm is reset with data does not count."""
+        correct = None if self.correct == "reset_batchnorm" else self.correct
+        return _group(
+            [METHODS[name] for name in (self.aggregate, self.align, correct) if name is not None]
+        )
 
     @property
     def place(self) -> tuple[Any, ...]:

@@ -76,13 +76,14 @@ def put_back(model: nn.Module, kinds: Kinds) -> nn.Module:
 
     Args:
         model: merged.
-        kinds: of a model of the same architecture.
+        kinds: of a model of the same architecture; what that does not have gets those of its first tensor.
 
     Returns:
         The same model.
     """
+    first = next(iter(kinds.values()), ())
     for name, tensor in _tensors(model).items():
-        tensor.data = tensor.data.to(*kinds[name])
+        tensor.data = tensor.data.to(*kinds.get(name, first))
     return model
 
 

@@ -65,7 +65,8 @@ def changed(name: str, change: Callable[[Sections], object]) -> tuple[set[str], 
 
 def test_the_experiments_are_the_paper_s_in_its_order() -> None:
     paper = ["same_data", "disjoint_splits", "imagenet", "data_size", "many_models", "cost"]
-    assert list(EXPERIMENTS) == [*paper, "comparison", "transformers", "coefficients"]  # ours
+    ours = ["comparison", "transformers", "coefficients", "zoo", "shared_trunk"]
+    assert list(EXPERIMENTS) == [*paper, *ours]
     assert chosen_experiments("ALL") == chosen_experiments(["ALL", "cost"]) == list(EXPERIMENTS)
     assert chosen_experiments(["cost", "same_data", "cost"]) == ["cost", "same_data"]
 

@@ -319,7 +319,7 @@ def test_a_pickled_module_is_not_run(
         (["--align", "magic"], "unknown alignment 'magic': choose one of identity, permute"),
         (
             ["--aggregate", "sum"],
-            "unknown aggregation 'sum': choose one of mean, finetune, np_merge",
+            "unknown aggregation 'sum': choose one of mean, ",
         ),
         (["--epochs", "-1"], "epochs is -1"),
         (["--lr", "nan"], "lr is nan"),

@@ -138,8 +138,8 @@ def test_a_deep_network_without_norms_is_better_repaired_than_averaged() -> None
     train, test = data.plain_batches("train", 250), data.plain_batches("test", 500)
     models = []
     for seed in range(2):
-        torch.manual_seed(seed)
-        model = vgg11(10, width=0.125, in_channels=1, image_size=8)
+        start = torch.Generator().manual_seed(seed)
+        model = vgg11(10, width=0.125, in_channels=1, image_size=8, generator=start)
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         npm.training.fit(
             model, data.train_batches(50, seed=seed), optimizer, epochs=6, mixed_precision=False
@@ -152,3 +152,45 @@ def test_a_deep_network_without_norms_is_better_repaired_than_averaged() -> None
     averaged, better = score(plain, test).top1, score(repaired, test).top1
     assert min(parents) > 80
     assert better > averaged + 3
+
+
+def test_in_closed_form_the_first_layer_is_exact_and_others_are_better_than_before() -> None:
+    a, b, data = deep(0), deep(1), one_batch()
+    x = data[0][0]
+    merged = npm.aggregate.mean(a, b, alpha=0.3)
+    collapsed = channels(merged, x)
+    repair(merged, data, parents=(a, b), alpha=0.3, closed_form=True)
+    first, *others = zip(
+        channels(merged, x), collapsed, channels(a, x), channels(b, x), strict=True
+    )
+    c, _, of_a, of_b = first
+    assert torch.allclose(c.mean(0), 0.3 * of_a.mean(0) + 0.7 * of_b.mean(0), atol=1e-5)
+    assert torch.allclose(c.std(0), 0.3 * of_a.std(0) + 0.7 * of_b.std(0), rtol=1e-3)
+    for c, before, of_a, of_b in others:
+        goal = 0.3 * of_a.std(0) + 0.7 * of_b.std(0)
+        assert (c.std(0) - goal).abs().mean() < 0.7 * (before.std(0) - goal).abs().mean()
+
+
+def test_in_closed_form_the_merged_model_is_not_run_and_equal_models_stay() -> None:
+    a, data = deep(0), one_batch()
+    a[1].inplace = True  # overwrites what was to be measured
+    merged = copy.deepcopy(a)
+    merged.register_forward_hook(lambda *_: pytest.fail("it was run"))
+    repair(merged, data, parents=(a, a), closed_form=True)
+    for name, value in merged.named_parameters():
+        assert torch.allclose(value, a.get_parameter(name), rtol=1e-4, atol=1e-6), name
+
+
+def test_in_closed_form_batch_norm_is_reset_behind_what_was_folded() -> None:
+    def mixed(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, bias=False), nn.BatchNorm2d(6),
+            nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, CLASSES),
+        )  # fmt: skip
+
+    a, b, data = mixed(0), mixed(1), one_batch()
+    merged = repair(npm.aggregate.mean(a, b), data, parents=(a, b), closed_form=True)
+    reset = reset_batchnorm(copy.deepcopy(merged), data)
+    assert_same_state(merged.state_dict(), reset.state_dict())
+    assert merged[3].num_batches_tracked == 1

@@ -11,7 +11,14 @@ from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
 
 
-@method(kind="aggregate", label="Average", row="{align}", family="averaging", place=20)
+@method(
+    kind="aggregate",
+    label="Average",
+    row="{align}",
+    family="averaging",
+    place=20,
+    use="The baseline that everything is held against; free once the models are aligned.",
+)
 @torch.no_grad()
 def mean(a: nn.Module, b: nn.Module, *, alpha: float = 0.5) -> nn.Module:
     """Interpolate two models uniformly: ``alpha * A + (1 - alpha) * B``.

@@ -20,6 +20,7 @@ from npmerge.training import Learning
     needs=("data", "labels"),
     reference="npmerge2024",
     place=30,
+    use="Where labelled data is at hand: the rival that every learned merge must beat at equal steps.",
 )
 def finetune(
     a: nn.Module,

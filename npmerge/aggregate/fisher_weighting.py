@@ -30,6 +30,7 @@ AT_ONCE = 1 << 24
     needs=("data",),
     reference="matena2022",
     place=50,
+    use="Where the two models know different things, and gradients can be afforded for some thousand examples.",
 )
 def fisher(
     a: nn.Module,

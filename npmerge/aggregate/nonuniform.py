@@ -28,6 +28,7 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
     needs=("data", "labels"),
     reference="npmerge2024",
     place=40,
+    use="Where labelled data is at hand, and the merged weights are to stay between those of the two models.",
 )
 def np_merge(
     a: nn.Module,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,6 +31,7 @@ CERTAIN = 0.02
     needs=("data", "labels"),
     reference="wortsman2022",
     place=45,
+    use="Where few numbers are to be learned: one for each tensor or layer needs little data.",
 )
 def learned_soup(
     a: nn.Module,
@@ -75,11 +76,9 @@ def learned_soup(
     Source:
         Wortsman et al. 2022, Appendix I, for levels from the model to the tensor; Eq. 2 for the parameter.
     """
-    for word, value, known in (
-        ("level", level, get_args(Level)), ("start", start, ("half", "fisher")),
-    ):  # fmt: skip
-        if value not in known:
-            raise ValueError(f"unknown {word} {value!r}: choose one of {', '.join(known)}")
+    check_level(level)
+    if start not in ("half", "fisher"):
+        raise ValueError(f"unknown start {start!r}: choose one of half, fisher")
     check_same_architecture(a, b)
     first = None
     if start == "fisher":
@@ -150,15 +149,20 @@ class SharedAlpha:
     @torch.no_grad()
     def step(self) -> None:
         """Turn dL/dW into the gradient of the coefficients, step Adam, and write the new weights into the model."""
-        for key, pre in self._pre.items():
-            pre.grad = torch.zeros_like(pre)
-            for name, parameter in self._parameters.items():
-                if self._of[name] == key and parameter.grad is not None:
-                    pre.grad += (parameter.grad * self._delta[name]).sum_to_size(pre.shape)
-            alpha = torch.sigmoid(pre)
-            pre.grad *= alpha * (1 - alpha) if self._bounded else 0.25
+        for pre, gradient in zip(self._pre.values(), self._gradients(), strict=True):
+            pre.grad = gradient
         self._adam.step()
         self._write()
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """Those of the coefficients, from those of the weights."""
+        for key, pre in self._pre.items():
+            gradient = torch.zeros_like(pre)
+            for name, parameter in self._parameters.items():
+                if self._of[name] == key and parameter.grad is not None:
+                    gradient += (parameter.grad * self._delta[name]).sum_to_size(pre.shape)
+            alpha = torch.sigmoid(pre)
+            yield gradient * (alpha * (1 - alpha) if self._bounded else 0.25)
 
     def alpha(self) -> dict[str, Tensor]:
         """The coefficients of model A, by parameter name, each of the parameter's shape; 0.5 for frozen ones."""
@@ -209,6 +213,12 @@ class SharedAlpha:
     def _write(self) -> None:
         for name, parameter in self._parameters.items():
             torch.addcmul(self._b[name], self._alpha(name), self._delta[name], out=parameter.data)
+
+
+def check_level(level: str) -> None:
+    """Raise a ``ValueError`` that lists the levels if this is none."""
+    if level not in get_args(Level):
+        raise ValueError(f"unknown level {level!r}: choose one of {', '.join(get_args(Level))}")
 
 
 def _shared_by(name: str, level: str) -> str:

@@ -18,6 +18,7 @@ PARALLEL = 0.9995
     family="averaging",
     reference="shoemake1985",
     place=60,
+    use="Without data and without batch norm; behind a batch norm reset it is the mean but for the scales.",
 )
 @torch.no_grad()
 def slerp(a: nn.Module, b: nn.Module, *, alpha: float = 0.5) -> nn.Module:

@@ -18,6 +18,7 @@ from npmerge.symmetry import Group
 @method(
     kind="align", label="CCA Merge", short="CCA", family="alignment", needs=("data",),
     reference="horoi2024", place=4,
+    use="Where neurons match in groups rather than one to one; choose its ridge on held-out data.",
 )  # fmt: skip
 def cca(
     a: nn.Module,

@@ -22,6 +22,7 @@ ROUNDS = 3
 @method(
     kind="align", label="Permute", short="P", family="alignment", needs=("data",),
     reference="li2015", place=2,
+    use="The first choice: one pass over unlabelled data, exact assignment in every layer.",
 )  # fmt: skip
 def permute(
     a: nn.Module,

@@ -52,7 +52,7 @@ def heads_of(groups: Sequence[Group]) -> list[Heads]:
 
 @method(
     kind="align", label="Permute, heads held", short="P, heads held", family="alignment",
-    needs=("data",), ours=True, place=5,
+    needs=("data",), ours=True, place=5, use="As a control for transformers, to see how much matched heads bring.",
 )  # fmt: skip
 def permute_fixed_heads(
     a: nn.Module, b: nn.Module, data: Data, *, groups: Sequence[Group] | None = None
@@ -76,6 +76,7 @@ def permute_fixed_heads(
 @method(
     kind="align", label="Permute, head by head", short="P, by head", family="alignment",
     needs=("data",), reference="verma2024", ours=True, place=6,
+    use="For transformers whose heads have learned their dimensions independently of each other.",
 )  # fmt: skip
 def permute_by_head(
     a: nn.Module, b: nn.Module, data: Data, *, groups: Sequence[Group] | None = None
@@ -104,7 +105,7 @@ def permute_by_head(
 
 @method(
     kind="align", label="Permute, head by head, heads held", short="P, by head, held", family="alignment",
-    needs=("data",), ours=True, place=7,
+    needs=("data",), ours=True, place=7, use="As a control for transformers: dimensions matched, heads held.",
 )  # fmt: skip
 def permute_by_fixed_head(
     a: nn.Module, b: nn.Module, data: Data, *, groups: Sequence[Group] | None = None

@@ -32,7 +32,7 @@ SAFE = 1e-12, 1e12
 
 @method(
     kind="align", label="Weight Matching", short="WM", family="alignment",
-    reference="ainsworth2023", place=3,
+    reference="ainsworth2023", place=3, use="Where there is no data at all.",
 )  # fmt: skip
 def weight_matching(
     a: nn.Module,
@@ -72,7 +72,7 @@ def weight_matching(
     groups = tuple(symmetry_on(a, example) if groups is None else groups)
     fixed = {name: p.detach() for name, p in a.named_parameters()}
     moved = {name: p.detach().to(fixed[name].device) for name, p in b.named_parameters()}
-    descent = _Descent(fixed, moved, groups)
+    descent = Descent(fixed, moved, groups)
     return Alignment.from_permutations(groups, descent.run(seed, max_sweeps))
 
 
@@ -99,18 +99,23 @@ def match_tensors(
     Raises:
         ValueError: If a tensor does not have the shape a group expects, or a value is not finite.
     """
-    descent = _Descent(fixed, moved, groups)
+    descent = Descent(fixed, moved, groups)
     permutations = descent.run(seed, max_sweeps)
     moved.update({name: descent.permuted(name) for name in descent.order})
     return permutations
 
 
-class _Descent:
+class Descent:
     """Coordinate descent over the groups.
 
     B's tensors stay where they are: ``order[name][axis]`` says which entry comes to each place. A group's gains are
     kept, and updated where another axis of its tensors has changed its order; where none has, there is nothing to do.
     Axis 1 of every tensor is taken last, where matrix products need no copies.
+
+    Args:
+        fixed: A's parameters.
+        moved: B's, of the same names, shapes and devices.
+        groups: The symmetry groups; what they do to other tensors does not count.
     """
 
     def __init__(self, fixed: Tensors, moved: Tensors, groups: Sequence[Group]) -> None:
@@ -170,10 +175,13 @@ class _Descent:
         clear = linear and rise > CLEAR * sum(self.scale[name] for name in orders)
         if not clear and not self._rises(orders):
             return False
-        self.permutations[index] = new
+        self._move(index, new, orders)
+        return True
+
+    def _move(self, index: int, permutation: Tensor, orders: Mapping[str, Order]) -> None:
+        self.permutations[index] = permutation
         for name, change in orders.items():
             self.order[name] |= change
-        return True
 
     def _update_gains(self, index: int) -> bool:
         """Bring a group's gains up to date; return whether anything was to be done."""
@@ -198,7 +206,7 @@ class _Descent:
             if not self.beside[index, slot]:
                 x, seen, now = _differing(x, seen, now)
             y = _taken(y, now) - _taken(y, seen)
-        left, right = (_rows(tensor, slot, size) for tensor in (x, y))
+        left, right = (channel_rows(tensor, slot, size) for tensor in (x, y))
         gains = self.gains[index]
         gains.addmm_(left.to(gains.device), right.T.to(gains.device))
 
@@ -277,8 +285,14 @@ def _last_slot(slot: Slot, state: Tensors) -> Slot:
     return replace(slot, axis=(axis - 2) % (ndim - 1) + 1) if ndim > 2 and axis else slot
 
 
-def _rows(tensor: Tensor, slot: Slot, size: int) -> Tensor:
-    """A slot's channels as the rows of a matrix: a view, but for blocks on the last axis."""
+def channel_rows(tensor: Tensor, slot: Slot, size: int) -> Tensor:
+    """A slot's channels as the rows of a matrix: a view, but for blocks on the last axis.
+
+    Args:
+        tensor: That of the slot.
+        slot: Where the channels are.
+        size: How many.
+    """
     part = slot.view(tensor, size)
     if slot.axis:
         inner = len(slot.repeats) + 1

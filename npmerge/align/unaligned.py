@@ -9,7 +9,14 @@ from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
 
 
-@method(kind="align", label="Direct averaging", short="D", family="alignment", place=1)
+@method(
+    kind="align",
+    label="Direct averaging",
+    short="D",
+    family="alignment",
+    place=1,
+    use="For models that began as one and have not moved far; else as the control that shows what alignment brings.",
+)
 def identity(a: nn.Module, b: nn.Module) -> Alignment:
     """Leave every channel of B where it is; no symmetry is looked for.
 

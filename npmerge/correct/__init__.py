@@ -2,5 +2,6 @@
 
 from npmerge.correct.batchnorm import reset_batchnorm
 from npmerge.correct.renormalisation import repair
+from npmerge.correct.representation import surgery
 
-__all__ = ["repair", "reset_batchnorm"]
+__all__ = ["repair", "reset_batchnorm", "surgery"]

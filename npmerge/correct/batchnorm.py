@@ -19,6 +19,7 @@ from npmerge.methods import method
     family="correction",
     needs=("data",),
     reference="jordan2023",
+    use="After every merge of models with batch norm.",
 )
 @torch.no_grad()
 def reset_batchnorm(model: nn.Module, data: Data) -> nn.Module:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.conv import _ConvNd
 
-from npmerge.correct.batchnorm import batchnorms, re_estimate
-from npmerge.data.streams import Data
+from npmerge.correct.batchnorm import batchnorms, re_estimate, reset_batchnorm
+from npmerge.data.streams import Data, outputs_of, stream
+from npmerge.device import measuring
 from npmerge.methods import method
 
 EPSILON = 1e-5
@@ -25,10 +28,16 @@ EPSILON = 1e-5
     family="correction",
     needs=("data",),
     reference="jordan2023",
+    use="After an average of models without batch norm, whose variance has collapsed.",
 )
 @torch.no_grad()
 def repair(
-    model: nn.Module, data: Data, *, parents: Sequence[nn.Module] = (), alpha: float = 0.5
+    model: nn.Module,
+    data: Data,
+    *,
+    parents: Sequence[nn.Module] = (),
+    alpha: float = 0.5,
+    closed_form: bool = False,
 ) -> nn.Module:
     """Rescale and shift every channel before its activation, and re-estimate batch norm, in place.
 
@@ -37,12 +46,19 @@ def repair(
     into weight and bias. Convolutions and linear layers count that have a bias: without one a norm follows, and batch
     norm is reset. The last one, which gives the logits, stays.
 
+    In closed form the merged model is not measured: its channels are taken for averages of the parents', of the mean
+    that they are to have and the variance ``(alpha s_A)^2 + ((1 - alpha) s_B)^2 + 2 alpha (1 - alpha) s_A s_B r``, with
+    the standard deviations s and the correlation r of matched channels, before the activation. That is so in the first
+    layer, and in others as far as their inputs are such averages. Batch norm, where there is any, is still reset by a
+    pass.
+
     Args:
         model: the merged model; changed in place.
         data: any re-iterable of batches of training data, augmented like those that the models learned from; the
             labels are not used.
         parents: A, and B aligned to A.
         alpha: the share of A.
+        closed_form: work out what the merged model's channels have, rather than measure it.
 
     Returns:
         The same model.
@@ -51,36 +67,40 @@ def repair(
         ValueError: there are not two parents, or the data is empty.
 
     Source:
-        Jordan et al. 2023, Section 3, and its code for VGG11.
+        Jordan et al. 2023, Section 3, and its code for VGG11; for the closed form this takes the correlation behind the
+        activation.
     """
     if len(parents) != 2:
         raise ValueError(f"REPAIR needs the two models that were merged, got {len(parents)}")
-    (mean_a, var_a), (mean_b, var_b) = (_statistics(parent, data) for parent in parents)
-    norms = {
-        name: _Norm(
-            torch.lerp(mean_b[name], mean, alpha),
-            torch.lerp(_deviation(var_b[name]), _deviation(var_a[name]), alpha),
+    a, b = parents
+    norms = {}
+    for name, (mean_a, mean_b, var_a, var_b, shared) in _statistics(a, b, data).items():
+        expected = alpha**2 * var_a + (1 - alpha) ** 2 * var_b + 2 * alpha * (1 - alpha) * shared
+        norms[name] = _Norm(
+            torch.lerp(mean_b, mean_a, alpha),
+            torch.lerp(_deviation(var_b), _deviation(var_a), alpha),
+            expected.clamp(min=0),
         )
-        for name, mean in mean_a.items()
-    }
-    with _hooked(model, norms):
-        re_estimate(model, batchnorms(model), data)
+    if not closed_form:
+        with _hooked(model, norms):
+            re_estimate(model, batchnorms(model), data)
     for name, norm in norms.items():
         norm.fold_into(model.get_submodule(name))
-    return model
+    return reset_batchnorm(model, data) if closed_form else model
 
 
 class _Norm:
     """A batch norm behind a layer, whose running statistics are the plain average over the batches.
 
     Args:
-        mean: what a channel's is to become.
-        deviation: its standard deviation, likewise.
+        mean: what a channel's is to become, and is taken to be before the first batch.
+        deviation: its standard deviation is to become.
+        variance: it is taken to have before the first batch.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+    def __init__(self, mean: Tensor, deviation: Tensor, variance: Tensor) -> None:
         self._goals = deviation, mean
-        self._mean, self._var = torch.zeros_like(mean), torch.zeros_like(mean)
+        self._mean, self._var = mean.clone(), variance
         self._batches = 0
 
     def __call__(self, layer: nn.Module, _: Any, output: Tensor) -> Tensor:
@@ -101,32 +121,39 @@ class _Norm:
         layer.bias.sub_(self._mean).mul_(scale).add_(mean)
 
 
-def _statistics(model: nn.Module, data: Data) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The mean and the variance of every channel that can be repaired, by the layer's name, in the order they run."""
+def _statistics(a: nn.Module, b: nn.Module, data: Data) -> dict[str, Tensor]:
+    """Of every channel that can be repaired both means, both variances and the covariance, ``(5, channels)``.
+
+    By the layer's name, in the order they run; the last one, which gives the logits, is left out.
+    """
+    held: dict[str, list[Tensor]] = defaultdict(list)
     sums: dict[str, Tensor] = {}
 
-    def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(layer: nn.Module, _: Any, output: Tensor) -> None:
-            rows = output.movedim(_axis(layer), -1).flatten(0, -2).double()
-            found = torch.stack(
-                [torch.full_like(rows[0], len(rows)), rows.sum(0), (rows**2).sum(0)]
-            )
-            sums[name] = sums[name] + found if name in sums else found
+    def hold(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        held[name].append(_rows(layer, output).clone())  # the activation may be in place
 
-        return hook
+    def note(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        x, y = held[name].pop(0).double(), _rows(layer, output).double()
+        ones = torch.ones_like(x)
+        found = torch.stack(
+            [(p * q).sum(0) for p, q in ((ones, x), (ones, y), (x, x), (y, y), (x, y))]
+        )
+        sums[name] = sums.get(name, 0) + torch.cat([found, ones.sum(0, keepdim=True)])
 
-    layers = {name: layer for name, layer in model.named_modules() if _foldable(layer)}
-    with _hooked(model, {name: note(name) for name in layers}):
-        re_estimate(model, (), data)
-    *inner, _ = sums  # the last one gives the logits
-    means, variances = {}, {}
-    for name in inner:
-        count, total, squares = sums[name]
-        mean = total / count
-        kind = layers[name].weight.dtype
-        means[name] = mean.to(kind)
-        variances[name] = (squares / count - mean**2).clamp(min=0).to(kind)
-    return means, variances
+    layers = {name: layer for name, layer in a.named_modules() if _foldable(layer)}
+    holding, noting = ({name: partial(hook, name) for name in layers} for hook in (hold, note))
+    with _hooked(a, holding), _hooked(b, noting), measuring(b), measuring(a) as device:
+        for batch in stream(data, device):
+            outputs_of(a, batch)
+            outputs_of(b, batch)
+    moments = {}
+    for name in list(sums)[:-1]:
+        mean_a, mean_b, *products = sums[name][:-1] / sums[name][-1]
+        means = ((mean_a, mean_a), (mean_b, mean_b), (mean_a, mean_b))
+        centred = [product - p * q for product, (p, q) in zip(products, means, strict=True)]
+        centred[:2] = [variance.clamp(min=0) for variance in centred[:2]]
+        moments[name] = torch.stack([mean_a, mean_b, *centred]).to(layers[name].weight.dtype)
+    return moments
 
 
 @contextmanager
@@ -146,6 +173,11 @@ def _foldable(layer: nn.Module) -> bool:
     if isinstance(layer, _ConvNd) and layer.transposed and layer.groups > 1:
         return False
     return isinstance(layer, (nn.Linear, _ConvNd)) and layer.bias is not None
+
+
+def _rows(layer: nn.Module, output: Tensor) -> Tensor:
+    """A layer's outputs, a row a sample and position."""
+    return output.movedim(_axis(layer), -1).flatten(0, -2)
 
 
 def _axis(layer: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -57,6 +58,24 @@ def stream(data: Data, device: torch.device | str) -> Iterator[Batch]:
         raise ValueError(
             "the data is empty: it yields no image; check the loader or the index set it was made from"
         )
+
+
+def first_examples(data: Data, count: int, device: torch.device | str) -> Iterator[Batch]:
+    """The first so many examples of a pass, in their batches.
+
+    Args:
+        data: any re-iterable of batches.
+        count: how many, at most.
+        device: where to move each batch.
+
+    Raises:
+        ValueError: as :func:`stream`.
+    """
+    for batch in stream(data, device):
+        yield mapped(batch, itemgetter(slice(count)))
+        count -= size_of(batch)
+        if count <= 0:
+            return
 
 
 def outputs_of(model: Callable[..., Any], batch: Batch) -> Any:

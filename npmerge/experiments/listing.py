@@ -77,6 +77,7 @@ def setting_cells(
     references: Iterable[str] = ("base_models", "ensemble"),
     paths: Sequence[str] = (),
     classes: bool = False,
+    effort: bool = False,
 ) -> list[Cell]:
     """The cells of one setting and seed: the references, every combination of methods, and the tuned ones.
 
@@ -93,6 +94,7 @@ def setting_cells(
         references: names of what merged models are held against.
         paths: the alignments after which, with ``mean``, the path between the models is followed.
         classes: measure the accuracy on each class too.
+        effort: count each merge's passes over the data and its memory too.
     """
     options = section.optimisation
     common = {
@@ -131,7 +133,8 @@ def setting_cells(
                 if tuned and (aggregate not in options.tuned or not _tunable(some)):
                     continue
                 for align in some.align:
-                    parts = [some.many, align, aggregate, "tuned" if tuned else None]
+                    correct = None if some.correct == RESET else some.correct or "raw"
+                    parts = [some.many, align, aggregate, correct, "tuned" if tuned else None]
                     config: dict[str, Any] = {
                         "many": some.many,
                         "align": _method(options, align),
@@ -140,7 +143,9 @@ def setting_cells(
                     }
                     follow = aggregate == "mean" and align in paths and some.many is None
                     follow = follow and some.correct == RESET  # which the ends of a path have too
-                    measures = {"path": options.path_points} if follow else {}
+                    measures: dict[str, Any] = {"path": options.path_points} if follow else {}
+                    if effort:
+                        measures["effort"] = True
                     found.append(cell("-".join(filter(None, parts)), config, measures))
     return found
 

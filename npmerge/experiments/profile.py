@@ -57,6 +57,8 @@ class Setting(Model):
     Attributes:
         beside: data set and model of the paper's column that the setting is shown beside; presentation only.
         split: how the training images are shared out among the models; by default each sees all of them.
+        trunk: epochs that the models are trained together, as one, on all images, before each goes on alone; by default
+            each has initial weights of its own, and with 0 the same.
         images: cut the data to so many images, for a dry run; all by default.
     """
 
@@ -67,6 +69,7 @@ class Setting(Model):
     recipe: RecipeValues
     beside: tuple[str, str] | None = None
     split: Literal["80-20", "dirichlet"] | None = None
+    trunk: int | None = Field(None, ge=0)
     images: int | None = None
 
     @property
@@ -77,7 +80,8 @@ class Setting(Model):
     @property
     def name(self) -> str:
         """In file names, e.g. ``"cifar100-resnet20x8"``."""
-        return "-".join(filter(None, (self.dataset, self.model_name, self.split)))
+        trunk = None if self.trunk is None else f"trunk{self.trunk}"
+        return "-".join(filter(None, (self.dataset, self.model_name, self.split, trunk)))
 
     @property
     def config(self) -> dict[str, Any]:

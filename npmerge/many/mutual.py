@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @method(
     kind="many", label="MergeMany", row="MergeMany", family="many", reference="ainsworth2023",
-    ours=True, place=3,
+    ours=True, place=3, use="For many models without data.",
 )  # fmt: skip
 def merge_many(
     models: Models,

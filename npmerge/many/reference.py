@@ -14,6 +14,7 @@ from npmerge.methods import method
 @method(
     kind="many", label="All to one", row="{row}, all to one", family="many",
     reference="npmerge2024", place=2,
+    use="Where the models are close to one of them, or an aggregation takes them all at once.",
 )  # fmt: skip
 def all_to_one(
     models: Models,

@@ -39,33 +39,31 @@ def put_away(model: nn.Module, path: Path, **metadata: Any) -> Load:
 
 
 class Sum:
-    """Models of one architecture added up in float64, on the devices of the first one."""
+    """Models of one architecture added up in float64, each times its weight, on the devices of the first one."""
 
-    def __init__(self, first: nn.Module) -> None:
+    def __init__(self, first: nn.Module, weight: float = 1) -> None:
         state = first.state_dict()
         self._like = emptied(first)
-        self._count = 1
+        self._weight = weight
         self._kept = {name: v.clone() for name, v in state.items() if not v.is_floating_point()}
         self._sums = {
-            name: v.to(torch.float64, copy=True)
-            for name, v in state.items()
-            if v.is_floating_point()
+            name: weight * v.to(torch.float64) for name, v in state.items() if v.is_floating_point()
         }
 
-    def add(self, model: nn.Module) -> None:
+    def add(self, model: nn.Module, weight: float = 1) -> None:
         """Add a model."""
         check_same_architecture(self._like, model)
         state = model.state_dict()
         for name, total in self._sums.items():
-            total.add_(state[name].to(total.device))
-        self._count += 1
+            total.add_(state[name].to(total.device), alpha=weight)
+        self._weight += weight
 
     def mean(self) -> nn.Module:
         """The mean as a new model, in the dtypes of the first one."""
         values = dict(self._kept)
         for name, empty in self._like.state_dict().items():
             if name in self._sums:
-                values[name] = (self._sums[name] / self._count).to(empty.dtype)
+                values[name] = (self._sums[name] / self._weight).to(empty.dtype)
         return _with_tensors(self._like, values)
 
 

@@ -46,6 +46,7 @@ class Pairing:
 @method(
     kind="many", label="Tournament", row="{row}, tournament", family="many",
     reference="npmerge2024", place=1,
+    use="For any number of models, two in memory at a time; needs an aggregation of pairs.",
 )  # fmt: skip
 def tournament(
     models: Models,

@@ -363,6 +363,8 @@ def _shortened(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration that exercises every line of a cell in little time."""
     short = copy.deepcopy(config)
     short["setting"]["recipe"]["epochs"] = 1
+    if "trunk" in short["setting"]:
+        short["setting"]["trunk"] = min(short["setting"]["trunk"], 1)
     sizes = [short["setting"]["recipe"]["batch_size"], short["data"]["batch_size"]]
     short["setting"]["images"] = 2 * max(sizes)
     if "epochs" in short:

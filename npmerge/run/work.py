@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from npmerge.experiments.listing import RESET
 from npmerge.many import Load
 from npmerge.merging import Choice, HeldOut, Merged, Merger, merge
 from npmerge.methods import METHODS, find
+from npmerge.run.rehearsal import effort
 from npmerge.store.artifacts import Artifacts
 from npmerge.store.records import Cell, Outcome, Row
 from npmerge.store.zoo import BaseModel, Recipe, Zoo
@@ -73,17 +75,24 @@ def base_models(cell: Cell) -> list[BaseModel]:
     """
     config, setting = cell.config, cell.config["setting"]
     models, split = config["models"], setting.get("split")
+    first = BaseModel(
+        setting["dataset"],
+        setting["image_size"],
+        setting["model"],
+        setting["width"],
+        Recipe(**setting["recipe"]),
+        "same",
+        seed=10 * cell.seed,
+        threads=config["threads"],
+        precision=config["precision"],
+    )
+    together = setting.get("trunk")
     return [
-        BaseModel(
-            setting["dataset"],
-            setting["image_size"],
-            setting["model"],
-            setting["width"],
-            Recipe(**setting["recipe"]),
-            Partition(split, k, models, cell.seed) if split else "same",
-            seed=10 * cell.seed + k,
-            threads=config["threads"],
-            precision=config["precision"],
+        replace(
+            first,
+            partition=Partition(split, k, models, cell.seed) if split else "same",
+            seed=first.seed + k,
+            trunk=None if together is None else replace(first, until=together),
         )
         for k in range(models)
     ]
@@ -165,6 +174,8 @@ class Work:
         else:
             model, extra = self._merged()
             found = self.scored(model)
+            if self.config.get("measures", {}).get("effort"):
+                extra |= effort(self.pair, self.train, self.options, self.device)
             if self.config.get("measures", {}).get("classes"):
                 self.details["classes"] = {"accuracy": self._classes(model)}
         shutil.rmtree(self._saved, ignore_errors=True)
@@ -211,6 +222,14 @@ class Work:
         a, b = (load() for load in self.corrected)
         return a, b
 
+    @cached_property
+    def trunk(self) -> nn.Module | None:
+        """What the base models have in common, if they were trained together at first."""
+        trunk = self.bases[0].trunk
+        if trunk is None:
+            return None
+        return self.bench.zoo.load(trunk, self.data, device=self.device)
+
     def alignment(self) -> Alignment:
         """B's alignment to A, made once for all cells that need it."""
         pair = self.pair  # what making it takes is no part of aligning
@@ -245,6 +264,7 @@ class Work:
             "correct": config["correct"],
             "align_options": _options(align),
             "aggregate_options": _options(aggregate),
+            "base": self.trunk,
             "learn_on": lambda seed: self.shuffled(self.indices, seed),
             "held_out": self._held_out,
             "seed": self.seed,
@@ -293,11 +313,9 @@ class Work:
             self.details["history"] = result.history
         self._choose(result.chosen)
         for name, value in result.details.items():
-            self.details[name] = (
-                {key: histogram(tensor) for key, tensor in value.items()}
-                if isinstance(value, Mapping)
-                else value
-            )
+            kept = _told(value)
+            if kept is not None:
+                self.details[name] = kept
 
     def _choose(self, chosen: Mapping[str, Any]) -> None:
         if chosen:
@@ -398,6 +416,17 @@ class Work:
             return holdout(labels, fraction, seed=self.seed)
         kept, aside = holdout(labels[self.indices], fraction, seed=self.seed)
         return self.indices[kept], self.indices[aside]
+
+
+def _told(value: Any) -> Any:
+    """What a record says of a detail: histograms of named tensors, what is plain as it is, and nothing of the rest."""
+    if isinstance(value, Mapping) and all(isinstance(one, Tensor) for one in value.values()):
+        return {key: histogram(tensor) for key, tensor in value.items()}
+    try:
+        json.dumps(value)
+    except TypeError:  # models, functions, maps
+        return None
+    return value
 
 
 def _is_choice(value: object) -> bool:

@@ -68,6 +68,8 @@ class BaseModel:
         threads: of the CPU while it is trained: sums are taken in another order with another number. By default as many
             as are set.
         precision: of its training; ``"auto"`` is bfloat16 autocast where the device gains from it.
+        until: the epoch of the recipe that its training ends with; by default the last.
+        trunk: a model that it goes on from where that one's training ended, instead of from its own initial weights.
     """
 
     dataset: str
@@ -79,6 +81,8 @@ class BaseModel:
     seed: int
     threads: int | None = None
     precision: Literal["float32", "auto"] = "float32"
+    until: int | None = None
+    trunk: BaseModel | None = None
 
     @property
     def name(self) -> str:
@@ -88,9 +92,13 @@ class BaseModel:
 
     @property
     def made_of(self) -> dict[str, Any]:
-        """All of it, JSON-serialisable; what is left out of the recipe has no say in it."""
+        """All of it, JSON-serialisable; an option that is not used has no say in it."""
         recipe = {name: value for name, value in asdict(self.recipe).items() if value is not None}
-        return {**asdict(self), "recipe": recipe, "sampling": SAMPLING}
+        made_of = {**asdict(self), "recipe": recipe, "sampling": SAMPLING}
+        for name in ("until", "trunk"):
+            if made_of[name] is None:
+                del made_of[name]
+        return made_of
 
     def in_bfloat16(self, device: torch.device) -> bool:
         """Whether it is trained in bfloat16 on a device.
@@ -259,9 +267,11 @@ class Zoo:
             return path, state
         partly = own.with_name(f".{own.stem}.training")
 
+        trunk = None if base.trunk is None else self.load(base.trunk, data, device=device)
+
         def make() -> tuple[State, dict[str, Any]]:
             start = time.perf_counter()
-            state = _trained(base, data, device, partly, progress)
+            state = _trained(base, data, device, partly, progress, trunk)
             return state, {
                 "versions": {"npmerge": __version__, "torch": torch.__version__},
                 "device": device_label(device),
@@ -301,16 +311,26 @@ def _kernels(base: BaseModel, device: torch.device) -> str:
 
 
 def _trained(
-    base: BaseModel, data: ImageData, device: torch.device, partly: Path, progress: str | None
+    base: BaseModel,
+    data: ImageData,
+    device: torch.device,
+    partly: Path,
+    progress: str | None,
+    trunk: nn.Module | None,
 ) -> State:
     log.info("training %s on %s", base.name, device)
     recipe = base.recipe
     indices = None if base.partition == "same" else base.partition.indices(data.train.labels)
-    schedule = warmup_cosine if recipe.schedule == "cosine" else piecewise_linear
+    shape = warmup_cosine if recipe.schedule == "cosine" else piecewise_linear
+    schedule = shape(recipe.epochs, recipe.warmup_epochs)
+    first = base.trunk.until if base.trunk is not None and base.trunk.until is not None else 0
+    last = recipe.epochs if base.until is None else base.until
     mine = [device] if device.type == "cuda" else []
     with threads(base.threads), torch.random.fork_rng(mine):
         torch.manual_seed(base.seed)  # of dropout, where a model has it
         model = _build(base, data).to(device)
+        if trunk is not None:
+            model.load_state_dict(trunk.state_dict())
         optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
             weight_decay=recipe.weight_decay, fused=True,
@@ -320,8 +340,8 @@ def _trained(
         )
         try:
             fit(
-                model, batches, optimizer, epochs=recipe.epochs,
-                schedule=schedule(recipe.epochs, recipe.warmup_epochs),
+                model, batches, optimizer, epochs=last - first,
+                schedule=lambda epoch: schedule(first + epoch),
                 mixed_precision=base.in_bfloat16(device), saved=partly, progress=progress,
             )  # fmt: skip
         except TrainingError as error:

@@ -10,12 +10,13 @@ from torch import nn
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 
-def check_same_architecture(a: nn.Module, b: nn.Module) -> None:
+def check_same_architecture(a: nn.Module, b: nn.Module, *, widths: bool = True) -> None:
     """Check that two models have the same modules, parameters and buffers.
 
     Args:
         a: The first model.
         b: The second model.
+        widths: Whether their shapes, and the groups of convolutions, must be the same too.
 
     Raises:
         ValueError: If they differ; the message names the first difference.
@@ -29,9 +30,9 @@ def check_same_architecture(a: nn.Module, b: nn.Module) -> None:
         _check_equal(where, "type", type(module).__name__, type(other).__name__)
         for key in _GEOMETRY:
             value = getattr(module, key, None)
-            if isinstance(value, int | str | tuple):
+            if isinstance(value, int | str | tuple) and (widths or key != "groups"):
                 _check_equal(where, key, value, getattr(other, key, None))
-    for name, tensor in state_a.items():
+    for name, tensor in state_a.items() if widths else ():
         _check_equal(repr(name), "shape", tuple(tensor.shape), tuple(state_b[name].shape))
 
 

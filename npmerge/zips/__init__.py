@@ -1,1 +1,9 @@
 """Align and aggregate in one linear map: models of equal or different widths become one."""
+
+from npmerge.zips.greedy_zipping import zipit
+from npmerge.zips.optimal_transport import ot_fusion
+from npmerge.zips.permuted_least_squares import pleas
+from npmerge.zips.widths import resized
+from npmerge.zips.zipped import Zip, matched_groups
+
+__all__ = ["Zip", "matched_groups", "ot_fusion", "pleas", "resized", "zipit"]

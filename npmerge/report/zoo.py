@@ -1,0 +1,288 @@
+"""The tables and figures of the chapter on all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from npmerge.methods import GROUPS, Combination
+from npmerge.report.captions import captioned, whose
+from npmerge.report.claims import BASE, ENSEMBLE
+from npmerge.report.margins import paired_margin
+from npmerge.report.numbers import Place, by_method, is_merged, method_of, place_of
+from npmerge.report.plots import describe, label_ends, panels
+from npmerge.report.words import NOTHING, duration, listed, place_labels, plus_minus, span
+from npmerge.store.records import Record, table
+
+AVERAGE = Combination("mean", "permute")
+"""What every method is held against: the average after the alignment that comes before most of them."""
+MARKERS = dict(zip(GROUPS, "osD^vX", strict=True))
+"""A marker for each group of needs."""
+APART = "apart"
+"""Where models have initial weights of their own."""
+
+Numbers = Mapping[Combination, "pd.Series[float]"]
+
+
+def findings(records: Sequence[Record]) -> str:
+    """What was found, as Markdown: a few sentences a setting.
+
+    Args:
+        records: of ``zoo`` at one profile.
+
+    Returns:
+        The range of each group of methods, and how many are above the average by more than the seeds' spread.
+    """
+    found = by_method(table(records))
+    names = place_labels(found)
+    return "\n".join(
+        f"- **{names[place]}**: {' '.join(_sentences(here))}" for place, here in found.items()
+    )
+
+
+def _sentences(here: Numbers) -> Iterator[str]:
+    if BASE in here and ENSEMBLE in here:
+        yield (
+            f"Each network alone has {here[BASE].mean():.1f} %, the ensemble of both {here[ENSEMBLE].mean():.1f} %"
+            + (
+                f", their average after Permute {here[AVERAGE].mean():.1f} %."
+                if AVERAGE in here
+                else "."
+            )
+        )
+    for group, methods in _grouped(here).items():
+        ranked = sorted(methods, key=lambda method: float(here[method].mean()))
+        low, high = ranked[0], ranked[-1]
+        yield (
+            f"*Needs {group}* ({len(ranked)}): from {here[low].mean():.1f} % ({low.label}) to "
+            f"{here[high].mean():.1f} % ({high.label})."
+        )
+
+
+def _grouped(here: Numbers) -> dict[str, list[Combination]]:
+    """The methods that merge, by what they need."""
+    merged = [method for method in here if is_merged(method)]
+    groups = {group: [m for m in merged if m.group == group] for group in GROUPS}
+    return {group: some for group, some in groups.items() if some}
+
+
+def zoo_table(records: Sequence[Record], place: Place) -> pd.DataFrame:
+    """All methods in one setting, those together that need the same.
+
+    Args:
+        records: of ``zoo`` at one profile.
+        place: the setting.
+
+    Returns:
+        A row a method: the accuracy, how far it is from the average after Permute, paired over the seeds, and what it
+        takes: passes over the data, seconds and memory.
+    """
+    here = by_method(table(records))[place]
+    took = _took(records, place)
+    rows = {
+        (group, method.label): {
+            "accuracy": plus_minus(float(here[method].mean()), float(here[method].std())),
+            "minus the average": NOTHING
+            if method == AVERAGE or AVERAGE not in here
+            else paired_margin((here[method] - here[AVERAGE]).dropna()).text,
+            **took[method],
+        }
+        for group, methods in _grouped(here).items()
+        for method in methods
+    }
+    index = pd.MultiIndex.from_tuples(rows, names=["needs", "method"])
+    return captioned(
+        pd.DataFrame(list(rows.values()), index=index),
+        f"Every method on {place_labels([place])[place]} ({whose(records)}): test accuracy in percent, mean ± standard "
+        "deviation over the seeds; the margin to the average after Permute in percentage points with its 95% interval; "
+        "passes over the optimisation data and memory on top of the models in MiB, counted in a rehearsal; seconds of "
+        "alignment, learning and correction.",
+    )
+
+
+def _took(records: Sequence[Record], place: Place) -> dict[Combination, dict[str, str]]:
+    """What each method takes; seconds are means over the seeds."""
+    found: dict[Combination, dict[str, list[float]]] = {}
+    for record in records:
+        if place_of(record) == place:
+            about = found.setdefault(method_of(record), {"passes": [], "MiB": [], "s": []})
+            values = {row.metric: row.value for row in record.rows}
+            about["passes"] += [values["passes"]] if "passes" in values else []
+            about["MiB"] += [values["peak_mib"]] if "peak_mib" in values else []
+            spent = record.seconds
+            about["s"].append(spent.alignment + spent.learning + spent.reset)
+    return {
+        method: {
+            "passes": _mean(about["passes"], ".1f"),
+            "seconds": duration(float(np.mean(about["s"]))),
+            "MiB": _mean(about["MiB"], ".0f"),
+        }
+        for method, about in found.items()
+    }
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return format(float(np.mean(values)), form) if values else NOTHING
+
+
+def plot_effort(records: Sequence[Record]) -> Figure:
+    """Accuracy against passes over the data, a panel a setting; colours are families, markers what a method needs.
+
+    Args:
+        records: of ``zoo`` at one profile.
+    """
+    found = by_method(table(records))
+    names = place_labels(found)
+    figure, axes = panels([3.6] * len(found), sharex=True)
+    told = []
+    for axis, (place, here) in zip(axes, found.items(), strict=True):
+        passes = _passes(records, place)
+        points = {
+            method: (passes[method], float(here[method].mean()))
+            for methods in _grouped(here).values()
+            for method in methods
+            if method in passes
+        }
+        for method, at in points.items():
+            axis.plot(*at, MARKERS[method.group], color=method.color, ms=7, alpha=0.85)
+        for method, dashes in ((BASE, ":"), (ENSEMBLE, "--")):
+            if method in here:
+                level = float(here[method].mean())
+                axis.axhline(level, color=method.color, ls=dashes, lw=1)
+                axis.annotate(
+                    f"{method.label} {level:.1f}", (0, level), xytext=(2, 3),
+                    textcoords="offset points", color=method.color, fontsize=9,
+                )  # fmt: skip
+        front = _front(points)
+        for method in front:
+            axis.annotate(
+                f"{method.label} {points[method][1]:.1f}", points[method], xytext=(5, -11),
+                textcoords="offset points", fontsize=9,
+            )  # fmt: skip
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set(ylabel="test accuracy (%)", xlim=(-0.1, None))
+        axis.set_title(names[place])
+        reached = (f"{m.label} {points[m][1]:.1f} % for {points[m][0]:.1f} passes" for m in front)
+        told.append(f"{names[place]}: {'; '.join(reached)}")
+    axes[-1].set_xlabel("passes over the optimisation data")
+    shown = {m.group for here in found.values() for m in here if is_merged(m)}
+    for group in (group for group in GROUPS if group in shown):
+        axes[0].plot([], [], MARKERS[group], color="#6B7280", label=f"needs {group}")
+    figure.legend(loc="outside lower left", ncols=1)
+    alt = f"Methods that no other reaches with as few passes: {'. '.join(told)}"
+    return describe(figure, alt, "What more passes over the data buy")
+
+
+def _passes(records: Sequence[Record], place: Place) -> dict[Combination, float]:
+    return {
+        method_of(record): row.value
+        for record in records
+        if place_of(record) == place
+        for row in record.rows
+        if row.metric == "passes"
+    }
+
+
+def _front(points: Mapping[Combination, tuple[float, float]]) -> list[Combination]:
+    """Those that are more accurate than all that take as few passes."""
+    front: list[Combination] = []
+    for method in sorted(points, key=lambda one: (points[one][0], -points[one][1])):
+        if not front or points[method][1] > points[front[-1]][1]:
+            front.append(method)
+    return front
+
+
+def trunk_table(records: Sequence[Record]) -> pd.DataFrame:
+    """How good each method is by the epochs that the models were trained together.
+
+    Args:
+        records: of ``shared_trunk`` at one profile.
+
+    Returns:
+        A row a method, those together that need the same, and a column a number of common epochs.
+    """
+    columns = _by_trunk(records)
+    methods = list(dict.fromkeys(method for here in columns.values() for method in here))
+    order = [*(m for m in methods if not is_merged(m)), *(
+        method
+        for group in GROUPS
+        for method in methods
+        if is_merged(method) and method.group == group
+    )]  # fmt: skip
+    rows = {
+        (method.group if is_merged(method) else NOTHING, method.label): {
+            name: plus_minus(float(here[method].mean()), float(here[method].std()))
+            if method in here
+            else NOTHING
+            for name, here in columns.items()
+        }
+        for method in order
+    }
+    index = pd.MultiIndex.from_tuples(rows, names=["needs", "method"])
+    return captioned(
+        pd.DataFrame(list(rows.values()), index=index),
+        f"Test accuracy in percent by the epochs trained together ({whose(records)}); *{APART}*: initial weights of "
+        "their own.",
+    )
+
+
+def plot_trunk(records: Sequence[Record]) -> Figure:
+    """Accuracy by the epochs that the models were trained together; a panel for methods with a base and one without.
+
+    Args:
+        records: of ``shared_trunk`` at one profile.
+    """
+    columns = _by_trunk(records)
+    names = list(columns)
+    methods = list(dict.fromkeys(method for here in columns.values() for method in here))
+    merged = [method for method in methods if is_merged(method)]
+    both = {
+        "no base needed": [m for m in merged if m.group != GROUPS[-1]],
+        "with the trunk as base": [m for m in merged if m.group == GROUPS[-1]],
+    }
+    figure, axes = panels([3.8, 3.8], sharex=True, sharey=True)
+    for axis, (title, some) in zip(axes, both.items(), strict=True):
+        for number, method in enumerate(some):
+            places = [i for i, name in enumerate(names) if method in columns[name]]
+            values = [float(columns[names[i]][method].mean()) for i in places]
+            axis.plot(
+                places, values, marker=MARKERS[GROUPS[number % len(GROUPS)]], ms=5, lw=1.3,
+                color=method.color, ls=("-", "--", ":", "-.")[number % 4], label=method.label,
+            )  # fmt: skip
+        for method in (BASE, ENSEMBLE):
+            if all(method in here for here in columns.values()):
+                values = [float(here[method].mean()) for here in columns.values()]
+                axis.plot(values, color=method.color, ls=(0, (1, 2)), lw=1.2, label=method.label)
+        axis.set(ylabel="test accuracy (%)")
+        axis.set_title(title)
+    axes[-1].set_xticks(range(len(names)), names)
+    axes[-1].set_xlabel("epochs trained together")
+    label_ends(axes)
+    first, last = (columns[name] for name in (names[0], names[-1]))
+    direct = Combination("mean", "identity")
+    title = (
+        f"Averaged as they are, networks reach {first[direct].mean():.1f} % if trained apart, "
+        f"{last[direct].mean():.1f} % after {names[-1]} common epochs"
+    )
+    told = (
+        f"{name}: {span((float(v.mean()) for m, v in here.items() if is_merged(m)), '.1f')} %"
+        for name, here in columns.items()
+    )
+    return describe(figure, f"From the lowest method to the highest, {listed(told)}", title)
+
+
+def _by_trunk(records: Sequence[Record]) -> dict[str, Numbers]:
+    """The numbers of each method by the common epochs, in words."""
+    found: dict[Any, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.config["setting"].get("trunk"), []).append(record)
+    return {
+        APART if together is None else str(together): next(iter(by_method(table(some)).values()))
+        for together, some in sorted(
+            found.items(), key=lambda one: -1 if one[0] is None else one[0]
+        )
+    }
