@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from npmerge.experiments.listing import Experiment, setting_cells
-from npmerge.experiments.profile import Methods, Profile, Section
+from npmerge.experiments.profile import Choose, Methods, Profile, Section
+from npmerge.experiments.zoo import learning
 from npmerge.methods import of_kind
 from npmerge.store.records import Cell
 
@@ -25,10 +26,14 @@ class SharedTrunk(Section):
     Attributes:
         together: for how many epochs, 0 and above; models with initial weights of their own come first.
         epochs: passes over the optimisation data of every method that learns.
+        lr: learning rates that these choose from on held-out images; their own default if none are named.
+        scale: what methods with a base multiply the sum of all changes with, chosen in the same way.
     """
 
     together: tuple[Annotated[int, Field(ge=0)], ...]
     epochs: int = Field(gt=0)
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    scale: tuple[float, ...] = ()
 
 
 def list_cells(profile: Profile, section: SharedTrunk, seeds: Sequence[int]) -> list[Cell]:
@@ -39,13 +44,17 @@ def list_cells(profile: Profile, section: SharedTrunk, seeds: Sequence[int]) -> 
         section: those of the experiment.
         seeds: one pair of base models each.
     """
-    bases = tuple(name for name, one in of_kind("aggregate").items() if "base" in one.needs)
+    needing = {name: one for name, one in of_kind("aggregate").items() if "base" in one.needs}
+    bases = tuple(needing)
     optimisation = section.optimisation
-    learning = {name: {"epochs": section.epochs} for name in ("np_merge", "finetune")}
+    options = learning(section.epochs, section.lr, 2)
+    if section.scale:
+        scale = {"scale": Choose(choose=section.scale)}
+        options |= {name: scale for name, one in needing.items() if "scale" in one.options}
     given = section.model_copy(
         update={
             "optimisation": optimisation.model_copy(
-                update={"options": optimisation.options | learning}
+                update={"options": options | optimisation.options}
             )
         }
     )
@@ -65,10 +74,6 @@ _DIGITS: dict[str, Any] = {
     "dataset": "digits", "image_size": 8, "model": "resnet20", "width": 0.5, "split": "dirichlet",
     "recipe": {"epochs": 10, "batch_size": 100, "lr": 0.2, "warmup_epochs": 2},
 }  # fmt: skip
-_GRID: dict[str, Any] = {
-    "dataset": "cifar100", "image_size": 8, "model": "resnet20", "width": 0.5, "split": "dirichlet",
-    "recipe": {"epochs": 8, "batch_size": 250, "lr": 0.3, "warmup_epochs": 1},
-}  # fmt: skip
 DEFAULTS = {
     "digits": {
         "settings": [_DIGITS],
@@ -78,10 +83,12 @@ DEFAULTS = {
         "seeds": 1,
     },
     "grid": {
-        "settings": [_GRID],
-        "optimisation": {"batch_size": 100},
-        "together": [0, 1, 2, 4, 7],
-        "epochs": 1,
+        "settings": [_DIGITS],
+        "optimisation": {"batch_size": 50},
+        "together": [0, 1, 2, 4, 6, 8],
+        "epochs": 10,
+        "lr": [1e-3, 1e-2, 1e-1],
+        "scale": [0.3, 0.5, 0.8, 1.0, 1.2],
     },
 }
 """A demonstration, and one with seeds."""
