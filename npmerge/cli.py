@@ -235,7 +235,7 @@ class _ListMethods(argparse.Action):
             lines += [f"\n{kind}, needs {group}"] * bool(found)
             for one in found:
                 options = ", ".join(f"{n}={o.default}" for n, o in one.options.items())
-                lines.append(f"  {one.name}: {one.label}. {one.summary}")
+                lines.append(f"  {one.name} ({one.label}): {one.summary}")
                 lines += [
                     f"      {text}" for text in (one.use, options and f"options: {options}") if text
                 ]

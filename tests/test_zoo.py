@@ -12,9 +12,10 @@ from reports import BASE as BASES
 from reports import ENSEMBLE, record
 from tiny import Snapshot, assert_same_state, loader, net
 
+import npmerge as npm
 from npmerge.data import ImageData, load
 from npmerge.experiments import cells
-from npmerge.methods import GROUPS, Combination, of_kind
+from npmerge.methods import GROUPS, METHODS, Combination, of_kind
 from npmerge.report import zoo as report
 from npmerge.report.cards import cards_page
 from npmerge.report.numbers import combination, place_of
@@ -172,6 +173,66 @@ def test_the_trunk_s_columns_are_the_epochs_together() -> None:
     assert not (needing["0"] == "\N{EN DASH}").any()
     label = report.plot_trunk(records).get_label()
     assert label.startswith("Averaged as they are, networks reach 33.5")
+
+
+MOVES = {"finetune", "training", "path"}
+"""Families that train the weights themselves, so that they leave even a good model."""
+ITSELF = [
+    name
+    for name, one in of_kind("aggregate").items()
+    if one.family not in MOVES and "base" not in one.needs
+]
+
+
+@pytest.mark.parametrize("name", ITSELF)
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_model_merged_with_itself_is_itself(name: str, norm: bool) -> None:
+    data = loader(64, 16)
+    a = npm.reset_batchnorm(net(0, norm=norm), data).eval()
+    options = {"epochs": 1} if "epochs" in METHODS[name].options else {}
+    merged = npm.merge([a, a], data, aggregate=name, aggregate_options=options)
+    # What is measured behind layers that are normalised batch by batch is not quite what A itself has there.
+    by_batch = name == "np_from_repair" or (norm and name == "neuron_interpolation")
+    near = 0.1 if by_batch else 1e-4
+    with torch.no_grad():
+        for images, _ in data:
+            assert torch.allclose(merged.model(images), a(images), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("name", sorted({*of_kind("aggregate")} - {*ITSELF}))
+def test_what_trains_or_has_a_base_gives_another_model(name: str) -> None:
+    data, a = loader(64, 16), net(0)
+    options = {"epochs": 2} if "epochs" in METHODS[name].options else {}
+    merged = npm.merge([a, net(1)], data, aggregate=name, aggregate_options=options, base=net(2))
+    pairs = zip(merged.model.parameters(), a.parameters(), strict=True)
+    assert not all(torch.equal(x, y) for x, y in pairs)
+    assert all(p.isfinite().all() for p in merged.model.parameters())
+
+
+def test_many_models_become_one_at_once_where_an_aggregation_takes_any_number() -> None:
+    models, data = [net(seed) for seed in range(3)], loader()
+    merged = npm.merge(models, data, aggregate="uniform_soup")
+    one = npm.merge(models, data, aggregate="mean", many="all_to_one")
+    assert_same_state(merged.model.state_dict(), one.model.state_dict())
+    base = net(9)
+    summed = npm.merge(
+        models, data, aggregate="task_arithmetic", base=base, aggregate_options={"scale": 1 / 3},
+        correct=None,
+    )  # fmt: skip
+    assert summed.alignment is not None
+    assert summed.alignment.groups == ()  # nothing is aligned where a base is shared
+    for name, found in summed.model.named_parameters():
+        mean = sum(model.get_parameter(name) for model in models) / 3
+        assert torch.allclose(found, mean, atol=1e-6), name
+    with pytest.raises(ValueError, match="ties needs a base: give base, the model that all"):
+        npm.merge(models, data, aggregate="ties")
+    with pytest.raises(ValueError, match="'merge_many' takes the mean of all models"):
+        npm.merge(models, data, aggregate="ties", base=base, many="merge_many")
+
+
+def test_channels_of_one_s_own_cannot_be_held_against_those_of_the_parents() -> None:
+    with pytest.raises(ValueError, match="zipit makes channels of its own: correct by reset_batch"):
+        npm.merge([net(0), net(1)], loader(), aggregate="zipit", correct="repair")
 
 
 def test_every_method_has_a_card_with_when_to_take_it() -> None:

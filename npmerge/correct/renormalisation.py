@@ -124,21 +124,21 @@ class _Norm:
 def _statistics(a: nn.Module, b: nn.Module, data: Data) -> dict[str, Tensor]:
     """Of every channel that can be repaired both means, both variances and the covariance, ``(5, channels)``.
 
-    By the layer's name, in the order they run; the last one, which gives the logits, is left out.
+    Those of batches are averaged, as batch norm does with the merged model's. By the layer's name, in the order they
+    run; the last one, which gives the logits, is left out.
     """
     held: dict[str, list[Tensor]] = defaultdict(list)
-    sums: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = defaultdict(list)
 
     def hold(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
         held[name].append(_rows(layer, output).clone())  # the activation may be in place
 
     def note(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
         x, y = held[name].pop(0).double(), _rows(layer, output).double()
-        ones = torch.ones_like(x)
-        found = torch.stack(
-            [(p * q).sum(0) for p, q in ((ones, x), (ones, y), (x, x), (y, y), (x, y))]
-        )
-        sums[name] = sums.get(name, 0) + torch.cat([found, ones.sum(0, keepdim=True)])
+        means = x.mean(0), y.mean(0)
+        x, y = x - means[0], y - means[1]
+        products = [(p * q).sum(0) / max(len(x) - 1, 1) for p, q in ((x, x), (y, y), (x, y))]
+        found[name].append(torch.stack([*means, *products]))
 
     layers = {name: layer for name, layer in a.named_modules() if _foldable(layer)}
     holding, noting = ({name: partial(hook, name) for name in layers} for hook in (hold, note))
@@ -146,14 +146,10 @@ def _statistics(a: nn.Module, b: nn.Module, data: Data) -> dict[str, Tensor]:
         for batch in stream(data, device):
             outputs_of(a, batch)
             outputs_of(b, batch)
-    moments = {}
-    for name in list(sums)[:-1]:
-        mean_a, mean_b, *products = sums[name][:-1] / sums[name][-1]
-        means = ((mean_a, mean_a), (mean_b, mean_b), (mean_a, mean_b))
-        centred = [product - p * q for product, (p, q) in zip(products, means, strict=True)]
-        centred[:2] = [variance.clamp(min=0) for variance in centred[:2]]
-        moments[name] = torch.stack([mean_a, mean_b, *centred]).to(layers[name].weight.dtype)
-    return moments
+    return {
+        name: torch.stack(found[name]).mean(0).to(layers[name].weight.dtype)
+        for name in list(found)[:-1]
+    }
 
 
 @contextmanager
