@@ -160,8 +160,11 @@ def test_the_table_puts_those_together_that_need_the_same_and_the_picture_names_
     said = report.findings(records)
     assert "Each network alone has" in said
     assert "*Needs nothing*" in said
+    variants = report.combinations_table(records)
+    assert "NP from REPAIR-P" in variants.index
+    assert "NP-P" not in variants.index
     figure = report.plot_effort(records)
-    assert figure.get_label().startswith("What more passes over the data buy.")
+    assert figure.get_label().startswith("The highest that unlabelled data reaches")
 
 
 def test_the_trunk_s_columns_are_the_epochs_together() -> None:

@@ -71,6 +71,8 @@ def every_method(without: Sequence[str] = ()) -> tuple[Methods, ...]:
 def list_cells(profile: Profile, section: Zoo, seeds: Sequence[int]) -> list[Cell]:
     """Every setting with every seed and every method; what each takes is counted with the first seed.
 
+    A demonstration does not count it.
+
     Args:
         profile: its parameters.
         section: those of the experiment.
@@ -90,7 +92,7 @@ def list_cells(profile: Profile, section: Zoo, seeds: Sequence[int]) -> list[Cel
         for cell in setting_cells(
             profile, "zoo", whole, setting, seed, examples="all",
             methods=every_method(section.without),
-            effort=seed == seeds[0],
+            effort=seed == seeds[0] and not profile.demonstration,
         )
     ]  # fmt: skip
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from npmerge.methods import GROUPS, Combination
 from npmerge.report.captions import captioned, whose
@@ -20,6 +22,8 @@ from npmerge.store.records import Record, table
 
 AVERAGE = Combination("mean", "permute")
 """What every method is held against: the average after the alignment that comes before most of them."""
+NP = ("np_merge", "permute", "reset_batchnorm")
+"""NP Merge as the paper has it."""
 MARKERS = dict(zip(GROUPS, "osD^vX", strict=True))
 """A marker for each group of needs."""
 APART = "apart"
@@ -129,52 +133,89 @@ def _mean(values: Sequence[float], form: str) -> str:
     return format(float(np.mean(values)), form) if values else NOTHING
 
 
+def combinations_table(records: Sequence[Record]) -> pd.DataFrame:
+    """What becomes of NP Merge after another alignment, from another point, or before another correction.
+
+    Args:
+        records: of ``zoo`` at one profile.
+
+    Returns:
+        A row a variant and a column a setting: its margin to NP Merge after Permute, in percentage points.
+    """
+    found = by_method(table(records))
+    names = place_labels(found)
+    variants: dict[Combination, dict[str, str]] = {}
+    for place, here in found.items():
+        variations = [method for method in here if method.family == "np"]
+        known = [m for m in variations if (m.aggregate, m.align, m.correct) == NP]
+        for plain, method in product(known, variations):
+            if method != plain:
+                margin = paired_margin((here[method] - here[plain]).dropna())
+                variants.setdefault(method, {})[names[place]] = margin.text
+    return captioned(
+        pd.DataFrame.from_dict(
+            {_name(method): row for method, row in variants.items()}, orient="index"
+        ).fillna(NOTHING),
+        "Variants of NP Merge minus NP Merge after Permute, both with the same data, steps and learning rates to "
+        f"choose from, in percentage points with the 95% interval over the seeds ({whose(records)}).",
+    )
+
+
 def plot_effort(records: Sequence[Record]) -> Figure:
     """Accuracy against passes over the data, a panel a setting; colours are families, markers what a method needs.
+
+    The most accurate method of each group of needs is named.
 
     Args:
         records: of ``zoo`` at one profile.
     """
     found = by_method(table(records))
     names = place_labels(found)
-    figure, axes = panels([3.6] * len(found), sharex=True)
+    figure, axes = panels([3.4] * len(found), sharex=True)
+    highest: dict[str, list[float]] = {}
     told = []
     for axis, (place, here) in zip(axes, found.items(), strict=True):
         passes = _passes(records, place)
-        points = {
-            method: (passes[method], float(here[method].mean()))
-            for methods in _grouped(here).values()
-            for method in methods
-            if method in passes
-        }
-        for method, at in points.items():
-            axis.plot(*at, MARKERS[method.group], color=method.color, ms=7, alpha=0.85)
-        for method, dashes in ((BASE, ":"), (ENSEMBLE, "--")):
+        for method, line in ((BASE, ":"), (ENSEMBLE, "--")):
             if method in here:
                 level = float(here[method].mean())
-                axis.axhline(level, color=method.color, ls=dashes, lw=1)
-                axis.annotate(
-                    f"{method.label} {level:.1f}", (0, level), xytext=(2, 3),
-                    textcoords="offset points", color=method.color, fontsize=9,
+                ends = [0, max(passes.values())]
+                label = f"{method.label} {level:.1f}"
+                axis.plot(ends, [level] * 2, color=method.color, ls=line, lw=1, label=label)
+        said = []
+        for group, methods in _grouped(here).items():
+            points = {m: float(here[m].mean()) for m in methods if m in passes}
+            best = max(points, key=lambda method: points[method])
+            for method, mean in points.items():
+                named = f"{_name(method)} {mean:.1f}" if method == best else None
+                axis.plot(
+                    passes[method], mean, MARKERS[group], color=method.color, alpha=0.85,
+                    ms=9 if named else 6, label=named,
                 )  # fmt: skip
-        front = _front(points)
-        for method in front:
-            axis.annotate(
-                f"{method.label} {points[method][1]:.1f}", points[method], xytext=(5, -11),
-                textcoords="offset points", fontsize=9,
-            )  # fmt: skip
+            highest.setdefault(group, []).append(points[best])
+            said.append(f"needs {group}: {_name(best)} {points[best]:.1f} %")
         axis.set_xscale("symlog", linthresh=1)
-        axis.set(ylabel="test accuracy (%)", xlim=(-0.1, None))
+        axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        axis.set(ylabel="test accuracy (%)")
         axis.set_title(names[place])
-        reached = (f"{m.label} {points[m][1]:.1f} % for {points[m][0]:.1f} passes" for m in front)
-        told.append(f"{names[place]}: {'; '.join(reached)}")
+        told.append(f"{names[place]}: {', '.join(said)}")
     axes[-1].set_xlabel("passes over the optimisation data")
-    shown = {m.group for here in found.values() for m in here if is_merged(m)}
-    for group in (group for group in GROUPS if group in shown):
-        axes[0].plot([], [], MARKERS[group], color="#6B7280", label=f"needs {group}")
-    figure.legend(loc="outside lower left", ncols=1)
-    alt = f"Methods that no other reaches with as few passes: {'. '.join(told)}"
-    return describe(figure, alt, "What more passes over the data buy")
+    marks = [
+        Line2D([], [], ls="", marker=MARKERS[group], color="#6B7280", label=f"needs {group}")
+        for group in highest
+    ]
+    figure.legend(handles=marks, loc="outside lower left", ncols=1)
+    label_ends(axes, 24)
+    title = "The highest that " + ", ".join(
+        f"{group} reaches: {span(values, '.1f')} %"
+        for group, values in highest.items()
+        if group in (GROUPS[1], GROUPS[4])
+    )
+    return describe(figure, f"The most accurate of each group. {'. '.join(told)}", title)
+
+
+def _name(method: Combination) -> str:
+    return method.label.removesuffix(" (ours)").removesuffix(", tuned")
 
 
 def _passes(records: Sequence[Record], place: Place) -> dict[Combination, float]:
@@ -185,15 +226,6 @@ def _passes(records: Sequence[Record], place: Place) -> dict[Combination, float]
         for row in record.rows
         if row.metric == "passes"
     }
-
-
-def _front(points: Mapping[Combination, tuple[float, float]]) -> list[Combination]:
-    """Those that are more accurate than all that take as few passes."""
-    front: list[Combination] = []
-    for method in sorted(points, key=lambda one: (points[one][0], -points[one][1])):
-        if not front or points[method][1] > points[front[-1]][1]:
-            front.append(method)
-    return front
 
 
 def trunk_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -251,7 +283,7 @@ def plot_trunk(records: Sequence[Record]) -> Figure:
             values = [float(columns[names[i]][method].mean()) for i in places]
             axis.plot(
                 places, values, marker=MARKERS[GROUPS[number % len(GROUPS)]], ms=5, lw=1.3,
-                color=method.color, ls=("-", "--", ":", "-.")[number % 4], label=method.label,
+                color=method.color, ls=("-", "--", ":", "-.")[number % 4], label=_name(method).removesuffix("-D"),
             )  # fmt: skip
         for method in (BASE, ENSEMBLE):
             if all(method in here for here in columns.values()):
