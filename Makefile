@@ -1,7 +1,7 @@
 # make book | pdf | test | lint | bench | clean | help
 #
 #   PYTHON        the interpreter that .venv is made with      make book PYTHON=python3.12
-#   PROFILE       digits (minutes on two CPU cores), lite, paper   make book PROFILE=lite
+#   PROFILE       digits (minutes on two CPU cores), short, paper   make book PROFILE=short
 #   NPMERGE_DATA  the folder that holds the CIFAR files        make test NPMERGE_DATA=~/data
 #   GPU           run the tests that need a CUDA device too    make test GPU=1
 

@@ -42,7 +42,7 @@ def record(
     value: float | Mapping[str, float],
     seed: int = 0,
     *,
-    profile: str = "lite",
+    profile: str = "short",
     experiment: str = "disjoint_splits",
     dataset: str = "cifar100",
     model: str = "resnet20",

@@ -131,10 +131,10 @@ def test_what_a_demonstration_is_stands_in_its_profile(monkeypatch: pytest.Monke
         return {v.status for v in verdicts(records(values, profile=profile, **HERE))}
 
     assert said("digits") == {"demonstration: ahead by 40.0", "not run"}
-    assert said("lite") == {"reproduced", "not run"}
-    lite = load_profile("lite").model_copy(update={"demonstration": True})
-    monkeypatch.setattr(experiments, "load_profile", lambda _: lite)
-    assert said("lite") == {"demonstration: ahead by 40.0", "not run"}
+    assert said("short") == {"reproduced", "not run"}
+    short = load_profile("short").model_copy(update={"demonstration": True})
+    monkeypatch.setattr(experiments, "load_profile", lambda _: short)
+    assert said("short") == {"demonstration: ahead by 40.0", "not run"}
 
 
 def test_a_claim_without_its_numbers_is_not_run() -> None:

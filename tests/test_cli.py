@@ -115,7 +115,7 @@ def test_absent_data_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NPMERGE_DATA", str(tmp_path / "empty"))
-    words = ["run", "same_data", "--profile", "lite", "--seeds", "0", "--quiet"]
+    words = ["run", "same_data", "--profile", "short", "--seeds", "0", "--quiet"]
     assert main([*words, *folders(tmp_path)]) == 1
     (line,) = lines(capsys.readouterr().err)
     assert f"npmerge: cifar100 is not in {tmp_path / 'empty'}" in line

@@ -148,7 +148,7 @@ def test_expenses_add_up_numbers_and_the_training_for_them_and_name_what_has_no_
         origin = {"base_models": base, "peak_memory_mib": peak}
         return record(NP_P, 50.0, seed, profile="paper", experiment="same_data", origin=origin)
 
-    table = costs.expenses({"paper": [spent(0, 2, 1500), spent(1, 0, None)], "lite": []})
+    table = costs.expenses({"paper": [spent(0, 2, 1500), spent(1, 0, None)], "short": []})
     cells = len(experiments.cells("same_data", "paper", [0]))
     assert table.loc[("paper", "same_data")].to_dict() == {
         "numbers a seed": str(cells),
@@ -157,9 +157,9 @@ def test_expenses_add_up_numbers_and_the_training_for_them_and_name_what_has_no_
         "peak memory": "1,500 MiB",
         "device": "CPU (x86_64), threads: 2",
     }
-    assert set(table.index.get_level_values("profile")) == {"paper", "lite"}
+    assert set(table.index.get_level_values("profile")) == {"paper", "short"}
     assert set(table.drop(("paper", "same_data"))["records"]) == {"none"}
-    assert ("lite", "imagenet") not in table.index
+    assert ("short", "imagenet") not in table.index
 
 
 def test_the_time_of_a_seed_is_said_plainly_once_every_number_of_one_is_there(
@@ -167,4 +167,4 @@ def test_the_time_of_a_seed_is_said_plainly_once_every_number_of_one_is_there(
 ) -> None:
     monkeypatch.setattr(experiments, "cells", lambda name, *_: [1] * (name == "same_data"))
     kept = [record(NP_P, 50.0, seed, experiment="same_data") for seed in (0, 1)]
-    assert costs.expenses({"lite": kept})["time a seed"].to_list() == ["10 min"]
+    assert costs.expenses({"short": kept})["time a seed"].to_list() == ["10 min"]

@@ -670,7 +670,7 @@ def test_status_counts_cells_and_says_what_the_rest_takes(
     [
         (
             {"profile": "huge"},
-            "unknown profile 'huge': choose one of paper, short, lite, grid, digits",
+            "unknown profile 'huge': choose one of paper, short, grid, digits",
         ),
         ({"experiment": "magic"}, "unknown experiment 'magic': choose one of same_data"),
         ({"seeds": [0, 1, 0]}, "seed 0 is given twice: give each seed once"),

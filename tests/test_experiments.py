@@ -245,8 +245,8 @@ def test_profiles_are_whole(name: str) -> None:
 
 def test_the_largest_profile_is_named_first_and_demonstrations_last() -> None:
     names = profile_names()
-    assert names == ["paper", "short", "lite", "grid", "digits"]
-    assert [load_profile(name).place for name in names] == [1, 2, 3, 4, 5]
+    assert names == ["paper", "short", "grid", "digits"]
+    assert [load_profile(name).place for name in names] == [1, 2, 3, 4]
     demonstrations = [one.name for one in load_profiles(demonstration=True)]
     published = [one.name for one in load_profiles(demonstration=False)]
     assert demonstrations == ["digits"]
@@ -361,7 +361,7 @@ def test_a_profile_is_not_changed() -> None:
     [
         (
             {"profile": "huge"},
-            "unknown profile 'huge': choose one of paper, short, lite, grid, digits",
+            "unknown profile 'huge': choose one of paper, short, grid, digits",
         ),
         ({"experiment": "magic"}, "unknown experiment 'magic': choose one of same_data, .* or ALL"),
         ({"seeds": [0, 1, 0]}, "seed 0 is given twice: give each seed once"),

@@ -24,6 +24,7 @@ from npmerge.many import (
     Models,
     Pairing,
     all_to_one,
+    c2m3,
     match_many,
     merge_many,
     tournament,
@@ -103,6 +104,7 @@ MERGED: dict[str, Callable[[Models], nn.Module]] = {
     "tournament": lambda models: tournament(models, halves, seed=0),
     "all_to_one": lambda models: all_to_one(models, weights),
     "merge_many": lambda models: merge_many(models, seed=0, example=EXAMPLE),
+    "c2m3": lambda models: c2m3(models, example=EXAMPLE),
 }
 
 
@@ -402,7 +404,7 @@ class Watched:
 
 
 @pytest.mark.parametrize(("name", "most"), [
-    ("tournament", 2), ("all_to_one", 2), ("merge_many", 1), ("match_many", 1),
+    ("tournament", 2), ("all_to_one", 2), ("merge_many", 1), ("c2m3", 1), ("match_many", 1),
     ("ensemble", 1), ("base_models", 1),
 ])  # fmt: skip
 @pytest.mark.parametrize("count", [2, 5])

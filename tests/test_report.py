@@ -200,7 +200,7 @@ def test_beside_the_paper_s_numbers_stands_the_scale_of_both() -> None:
     ]
     x = "\N{MULTIPLICATION SIGN}"
     ours = (
-        f"profile lite, seeds 0, 1, 16{x}16 pixels, 8 epochs of base training, 3 epochs of merging"
+        f"profile short, seeds 0, 1, 16{x}16 pixels, 8 epochs of base training, 3 epochs of merging"
     )
     theirs = f"32{x}32 pixels, 200 epochs of base training, 10 epochs of merging"
     assert f"(ours: {ours}; the paper's: {theirs})" in tables.beside_paper(own).caption
@@ -261,7 +261,7 @@ def test_sources_are_a_row_a_setting_and_seed_and_name_what_differs() -> None:
     other = {"device": "NVIDIA H200", "peak_memory_mib": 2000, "seconds": 60.0}
     kept = [record(NP_P, 50.0), record(PERMUTE, 50.0, origin=other), record(NP_P, 50.0, 1)]
     found = tables.sources(kept, stale=kept[2:])
-    name = "lite/disjoint_splits/cifar100-resnet20x1-dirichlet, seed"
+    name = "short/disjoint_splits/cifar100-resnet20x1-dirichlet, seed"
     assert list(found.index) == [f"{name} 0", f"{name} 1 {words.STALE}"]
     assert found.iloc[0].to_dict() == {
         "numbers": "2",
@@ -542,12 +542,12 @@ def test_published_records_that_today_s_configuration_would_not_give_are_marked(
     said: list[Any] = []
     monkeypatch.setattr("IPython.display.display", said.append)
     monkeypatch.setattr(experiments, "cells", lambda *_: today)
-    monkeypatch.setattr(Records, "read", lambda _, profile, __: kept if profile == "lite" else [])
+    monkeypatch.setattr(Records, "read", lambda _, profile, __: kept if profile == "short" else [])
     found = pages.published("disjoint_splits", lambda _: "text", tables.beside_paper)
-    assert found == {"lite": kept}
+    assert found == {"short": kept}
     texts = [one.data for one in said if not isinstance(one, pd.DataFrame)]
     title, made, *notes, missing = texts
-    assert missing == "No records are published yet for `paper` and `short`."
+    assert missing == "No records are published yet for `paper`."
     assert "seed 0" in title
     assert made == "text"
     assert len(said) == 4 + old  # the demonstration's are not published
@@ -556,3 +556,7 @@ def test_published_records_that_today_s_configuration_would_not_give_are_marked(
     if old:
         assert "1 of 2 records (cifar100-resnet20x1-dirichlet/seed0)" in notes[0]
     assert pages.stale(kept) == kept[1:] * old
+    said.clear()
+    monkeypatch.setattr(Records, "read", lambda *_: [])
+    assert pages.published("disjoint_splits", lambda _: "text") == {}
+    assert [one.data for one in said] == ["No records are published yet for `paper` and `short`."]

@@ -8,12 +8,20 @@ from tiny import Snapshot, loader, net
 from torch import nn
 
 from npmerge.aggregate import fisher, mean, np_merge, regmean
-from npmerge.aggregate.started import around, np_from_fisher, np_from_regmean, np_from_repair
+from npmerge.aggregate.started import (
+    around,
+    np_from_fisher,
+    np_from_pleas,
+    np_from_regmean,
+    np_from_repair,
+)
 from npmerge.correct import repair
+from npmerge.zips import pleas
 
 STARTS = {
     "repair": (np_from_repair, lambda a, b, data: repair(mean(a, b), data, parents=(a, b))),
     "regmean": (np_from_regmean, regmean),
+    "pleas": (np_from_pleas, lambda a, b, data: pleas([a, b], data).model),
     "fisher": (np_from_fisher, lambda a, b, data: fisher(a, b, data, seed=0).model),
 }
 

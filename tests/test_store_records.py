@@ -19,7 +19,7 @@ from npmerge.store.files import canonical, sha256
 from npmerge.store.records import COLUMNS, Cell, Outcome, Records, Row, flat, table
 
 CELL = Cell(
-    "lite", "same_data", "cifar100-resnet20x0.5", 0, "permute-np_merge", {"lr": 1e-5, "seed": 0}
+    "short", "same_data", "cifar100-resnet20x0.5", 0, "permute-np_merge", {"lr": 1e-5, "seed": 0}
 )
 ROW: dict[str, Any] = {
     "dataset": "cifar100", "image_size": 32, "model": "resnet20", "width": 0.5, "split": None,
@@ -52,7 +52,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], *, sign: boo
 
 def test_a_record_is_where_its_cell_says_and_holds_everything(tmp_path: Path) -> None:
     path = write(Records(tmp_path))
-    folder = tmp_path / "lite" / "same_data" / "cifar100-resnet20x0.5" / "seed0"
+    folder = tmp_path / "short" / "same_data" / "cifar100-resnet20x0.5" / "seed0"
     assert path == folder / "permute-np_merge.json"
     assert CELL.label == "same_data/cifar100-resnet20x0.5/seed0/permute-np_merge"
     assert list(path.parent.iterdir()) == [path]
@@ -60,9 +60,9 @@ def test_a_record_is_where_its_cell_says_and_holds_everything(tmp_path: Path) ->
     assert list(content) == [
         "cell", "config", "config_hash", "rows", "details", "seconds", "provenance", "digest",
     ]  # fmt: skip
-    (record,) = Records(tmp_path).read("lite", "same_data", [CELL])
+    (record,) = Records(tmp_path).read("short", "same_data", [CELL])
     assert record.cell.model_dump() == {
-        "profile": "lite", "experiment": "same_data", "setting": "cifar100-resnet20x0.5",
+        "profile": "short", "experiment": "same_data", "setting": "cifar100-resnet20x0.5",
         "seed": 0, "name": "permute-np_merge",
     }  # fmt: skip
     assert record.config == CELL.config
@@ -208,8 +208,8 @@ def test_a_malformed_record_is_damaged_named_and_not_read(kind: str, tmp_path: P
     assert records.state(CELL) == "damaged"
     for cells in (None, [CELL]):
         with pytest.raises(ValueError, match=r"is damaged \(.*: run `npmerge run same_data --prof"):
-            records.read("lite", "same_data", cells)
-    assert list(records.whole("lite", "same_data")) == []
+            records.read("short", "same_data", cells)
+    assert list(records.whole("short", "same_data")) == []
 
 
 def test_a_folder_in_a_record_s_place_is_damaged(tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_a_failure_is_noted_with_its_reason_until_there_is_a_record(tmp_path: Pa
     assert found.reason == "the loss is nan\nin epoch 3 ?"
     assert records.state(replace(CELL, config={"lr": 1})) == "missing"  # that was another one
     with pytest.raises(FileNotFoundError, match=r"is missing \(it failed: the loss is nan"):
-        records.read("lite", "same_data", [CELL])
-    assert records.read("lite", "same_data") == []
+        records.read("short", "same_data", [CELL])
+    assert records.read("short", "same_data") == []
     write(records)
     assert records.state(CELL) == "done"
     assert not note.exists()
@@ -275,14 +275,14 @@ def test_a_note_that_is_damaged_or_of_another_cell_is_no_failure(tmp_path: Path)
 HOLD = """
 import sys, time
 from npmerge.store.records import Cell, Records
-with Records(sys.argv[1]).locked(Cell("lite", "same_data", "x", 0, "mean", {})) as got:
+with Records(sys.argv[1]).locked(Cell("short", "same_data", "x", 0, "mean", {})) as got:
     print(got, flush=True)
     time.sleep(60)
 """
 
 
 def test_a_cell_is_running_while_a_process_is_at_it_and_no_longer(tmp_path: Path) -> None:
-    records, cell = Records(tmp_path), Cell("lite", "same_data", "x", 0, "mean", {})
+    records, cell = Records(tmp_path), Cell("short", "same_data", "x", 0, "mean", {})
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -294,35 +294,35 @@ def test_a_cell_is_running_while_a_process_is_at_it_and_no_longer(tmp_path: Path
     assert records.state(cell) == "missing"
     with records.locked(cell) as got:
         assert got
-        assert records.read("lite", "same_data") == []
+        assert records.read("short", "same_data") == []
 
 
 def test_only_records_of_today_s_configuration_are_read_unless_asked(tmp_path: Path) -> None:
     records, today = Records(tmp_path), replace(CELL, config={"lr": 1})
     write(records)
     with pytest.raises(ValueError, match="another configuration: run `npmerge run same_data --pr"):
-        records.read("lite", "same_data", [today])
-    assert len(records.read("lite", "same_data", [today], stale=True)) == 1
-    assert len(records.read("lite", "same_data")) == 1
-    assert len(list(records.whole("lite", "same_data"))) == 1
+        records.read("short", "same_data", [today])
+    assert len(records.read("short", "same_data", [today], stale=True)) == 1
+    assert len(records.read("short", "same_data")) == 1
+    assert len(list(records.whole("short", "same_data"))) == 1
 
 
 def test_reading_gives_all_records_or_those_asked_for(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    assert records.read("lite", "same_data") == []
+    assert records.read("short", "same_data") == []
     cells = [replace(CELL, seed=seed) for seed in range(3)]
     for cell in cells:
         write(records, cell, value=float(cell.seed))
-    found = table(records.read("lite", "same_data"))
+    found = table(records.read("short", "same_data"))
     assert found["value"].tolist() == [0.0, 1.0, 2.0]
     assert found["seed"].tolist() == [0, 1, 2]
-    assert table(records.read("lite", "same_data", cells[1:2]))["value"].tolist() == [1.0]
-    assert records.read("lite", "cost") == records.read("paper", "same_data") == []
+    assert table(records.read("short", "same_data", cells[1:2]))["value"].tolist() == [1.0]
+    assert records.read("short", "cost") == records.read("paper", "same_data") == []
 
 
 def test_a_cell_without_a_record_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"merge.json is missing: run `npmerge run same_d"):
-        Records(tmp_path).read("lite", "same_data", [CELL])
+        Records(tmp_path).read("short", "same_data", [CELL])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,12 +330,12 @@ def test_a_table_has_the_typed_columns_and_where_each_number_is_from(tmp_path: P
     records = Records(tmp_path)
     write(records, examples_per_class="all")
     write(records, replace(CELL, seed=1), examples_per_class=5, metric="loss", value=1.25)
-    found = table(records.read("lite", "same_data"))
+    found = table(records.read("short", "same_data"))
     assert list(found.columns) == COLUMNS
-    first, second = flat(records.read("lite", "same_data"))
+    first, second = flat(records.read("short", "same_data"))
     assert found.to_dict("records") == [first, second]
     assert first == ROW | {
-        "examples_per_class": "all", "profile": "lite", "experiment": "same_data",
+        "examples_per_class": "all", "profile": "short", "experiment": "same_data",
         "setting": "cifar100-resnet20x0.5", "seed": 0, "device": "CPU (x86_64)", "revision": "r1",
     }  # fmt: skip
     assert (second["seed"], second["examples_per_class"], second["value"]) == (1, 5, 1.25)

@@ -174,6 +174,10 @@ def test_the_trunk_s_columns_are_the_epochs_together() -> None:
     needing = table.loc[GROUPS[-1]]
     assert (needing["apart"] == "\N{EN DASH}").all()
     assert not (needing["0"] == "\N{EN DASH}").any()
+    said = report.trunk_findings(records)
+    assert "- Trained apart: averaged as they are 33.5 %, the ensemble" in said
+    assert "- After 8 common epochs: " in said
+    assert "beyond the seeds" not in said  # two seeds judge nothing
     label = report.plot_trunk(records).get_label()
     assert label.startswith("Averaged as they are, networks reach 33.5")
 

@@ -44,6 +44,9 @@ def fisher(
 ) -> Aggregated:
     """Weigh each parameter by the models' diagonal Fisher information: ``(F_A * A + F_B * B) / (F_A + F_B)``.
 
+    With the empirical information it is the server's step of FedFish (Dhawan et al. 2024), for two clients of equally
+    many examples.
+
     Args:
         a: model A.
         b: model B, of the same architecture and aligned to A.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from npmerge.aggregate.regression import regmean
 from npmerge.correct.renormalisation import repair
 from npmerge.data.streams import Data
 from npmerge.methods import method
+from npmerge.symmetry import Group
 from npmerge.training import Learning
+from npmerge.zips.permuted_least_squares import pleas
 
 
 @torch.no_grad()
@@ -53,19 +56,8 @@ def np_from_repair(
 ) -> Aggregated:
     """Learn ``W = R + (alpha - 1/2) (A - B)`` from the repaired mean R on, one alpha in (0, 1) for every parameter.
 
-    Args:
-        a: model A.
-        b: model B, of the same architecture and aligned to A.
-        data: the optimisation data, which R is repaired with too.
-        epochs: passes over the data.
-        lr: Adam's learning rate for ``alpha_pre``.
-        learning: how; see :class:`~npmerge.training.Learning`.
-
-    Returns:
-        As :func:`~npmerge.aggregate.nonuniform.np_merge`.
-
-    Raises:
-        ValueError, TrainingError: as :func:`~npmerge.aggregate.nonuniform.np_merge`.
+    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; R is repaired with the same
+    data.
 
     Source:
         Ours; :func:`~npmerge.correct.renormalisation.repair` and Eq. 2.
@@ -90,19 +82,8 @@ def np_from_regmean(
 ) -> Aggregated:
     """Learn ``W = R + (alpha - 1/2) (A - B)`` from RegMean's R on, one alpha in (0, 1) for every parameter.
 
-    Args:
-        a: model A.
-        b: model B, of the same architecture and aligned to A.
-        data: the optimisation data, which R is solved with too.
-        epochs: passes over the data.
-        lr: Adam's learning rate for ``alpha_pre``.
-        learning: how; see :class:`~npmerge.training.Learning`.
-
-    Returns:
-        As :func:`~npmerge.aggregate.nonuniform.np_merge`.
-
-    Raises:
-        ValueError, TrainingError: as :func:`~npmerge.aggregate.nonuniform.np_merge`.
+    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; R is solved with the same
+    data.
 
     Source:
         Ours; :func:`~npmerge.aggregate.regression.regmean` and Eq. 2.
@@ -129,23 +110,38 @@ def np_from_fisher(
 ) -> Aggregated:
     """Learn ``W = F + (alpha - 1/2) (A - B)`` from the Fisher-weighted mean F on, one alpha for every parameter.
 
-    Args:
-        a: model A.
-        b: model B, of the same architecture and aligned to A.
-        data: the optimisation data, which the Fisher information is taken over too.
-        epochs: passes over the data.
-        lr: Adam's learning rate for ``alpha_pre``.
-        seed: of what the Fisher information is sampled with.
-        learning: how; see :class:`~npmerge.training.Learning`.
-
-    Returns:
-        As :func:`~npmerge.aggregate.nonuniform.np_merge`.
-
-    Raises:
-        ValueError, TrainingError: as :func:`~npmerge.aggregate.nonuniform.np_merge`.
+    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; the Fisher information is
+    taken over the same data, with labels that ``seed`` draws.
 
     Source:
         Ours; :func:`~npmerge.aggregate.fisher_weighting.fisher` and Eq. 2.
     """
     start = around(fisher(a, b, data, seed=seed).model, a, b)
+    return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)
+
+
+@method(
+    kind="aggregate", label="NP from PLeaS", family="np", needs=("data", "labels"),
+    reference="npmerge2024", ours=True, place=44,
+    use="Where PLeaS is good already, at the width of one network, and there are labels to go on with.",
+)  # fmt: skip
+def np_from_pleas(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    *,
+    groups: Sequence[Group] | None = None,
+    epochs: int = 10,
+    lr: float = 1e-2,
+    learning: Learning | None = None,
+) -> Aggregated:
+    """Learn ``W = P + (alpha - 1/2) (A - B)`` from PLeaS' P on, one alpha in (0, 1) for every parameter.
+
+    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; P is solved with the same
+    data, and no channel is kept apart. ``groups`` are the symmetry groups, if already known.
+
+    Source:
+        Ours; :func:`~npmerge.zips.permuted_least_squares.pleas` and Eq. 2.
+    """
+    start = around(pleas([a, b], data, groups=groups, ratio=0.0).model, a, b)
     return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)

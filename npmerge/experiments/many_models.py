@@ -11,6 +11,7 @@ from npmerge.store.records import Cell
 METHODS = (
     Methods(align=("permute", "weight_matching", "cca"), aggregate=("mean",), many="all_to_one"),
     Methods(align=("weight_matching",), aggregate=("mean",), many="merge_many"),
+    Methods(align=("weight_matching",), aggregate=("mean",), many="c2m3"),
     Methods(
         align=("permute", "weight_matching"), aggregate=("mean", "np_merge"), many="tournament"
     ),

@@ -228,7 +228,7 @@ def load_profile(name: str) -> Profile:
     """Read a profile.
 
     Args:
-        name: e.g. ``"digits"``, ``"lite"`` or ``"paper"``.
+        name: e.g. ``"digits"``, ``"short"`` or ``"paper"``.
 
     Raises:
         ValueError: no such profile, or it holds an unknown name or a wrong value.

@@ -50,7 +50,7 @@ def captioned(table: pd.DataFrame, caption: str, *, folded: bool = False) -> Cap
 
 
 def whose(records: Sequence[Record], *, paper: bool = False) -> str:
-    """Whose numbers a table has, e.g. ``"profile lite, seeds 0, 1"``.
+    """Whose numbers a table has, e.g. ``"profile short, seeds 0, 1"``.
 
     Args:
         records: of one experiment at one profile.

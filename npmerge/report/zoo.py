@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from npmerge.methods import GROUPS, Combination
 from npmerge.report.captions import captioned, whose
-from npmerge.report.claims import BASE, ENSEMBLE
+from npmerge.report.claims import BASE, ENSEMBLE, SEEDS
 from npmerge.report.margins import paired_margin
 from npmerge.report.numbers import Place, by_method, is_merged, method_of, place_of
 from npmerge.report.plots import describe, label_ends, panels
@@ -22,6 +22,8 @@ from npmerge.store.records import Record, table
 
 AVERAGE = Combination("mean", "permute")
 """What every method is held against: the average after the alignment that comes before most of them."""
+DIRECT = Combination("mean", "identity")
+"""Two networks averaged as they are."""
 NP = ("np_merge", "permute", "reset_batchnorm")
 """NP Merge as the paper has it."""
 MARKERS = dict(zip(GROUPS, "osD^vX", strict=True))
@@ -228,6 +230,45 @@ def _passes(records: Sequence[Record], place: Place) -> dict[Combination, float]
     }
 
 
+def trunk_findings(records: Sequence[Record]) -> str:
+    """Where each kind of method lives, as Markdown.
+
+    Args:
+        records: of ``shared_trunk`` at one profile.
+    """
+    columns = _by_trunk(records)
+    lines = []
+    for name, here in columns.items():
+        where = {APART: "Trained apart", "0": "From common initial weights"}.get(
+            name, f"After {name} common epoch{'s' * (name != '1')}"
+        )
+        told = [
+            f"{word} {here[method].mean():.1f} %"
+            for word, method in (("averaged as they are", DIRECT), ("the ensemble", ENSEMBLE))
+            if method in here
+        ]
+        needing = [method for method in here if method.group == GROUPS[-1]]
+        if needing and DIRECT in here:
+            margins = [paired_margin((here[m] - here[DIRECT]).dropna()) for m in needing]
+            values = span((float(here[m].mean()) for m in needing), ".1f")
+            text = f"methods with the trunk as base {values} %"
+            if min(margin.seeds for margin in margins) >= SEEDS:
+                ahead, behind = (
+                    sum(sign * margin.mean > margin.half for margin in margins) for sign in (1, -1)
+                )
+                text += (
+                    f" ({ahead or 'none'} of {len(needing)} above the average beyond the seeds' spread, "
+                    f"{behind or 'none'} below)"
+                )
+            told.append(text)
+        learned = [m for m in here if is_merged(m) and m.group == GROUPS[4]]
+        if learned:
+            values = span((float(here[m].mean()) for m in learned), ".1f")
+            told.append(f"learned with labels {values} %")
+        lines.append(f"- {where}: {', '.join(told)}.")
+    return "\n".join(lines)
+
+
 def trunk_table(records: Sequence[Record]) -> pd.DataFrame:
     """How good each method is by the epochs that the models were trained together.
 
@@ -295,10 +336,9 @@ def plot_trunk(records: Sequence[Record]) -> Figure:
     axes[-1].set_xlabel("epochs trained together")
     label_ends(axes)
     first, last = (columns[name] for name in (names[0], names[-1]))
-    direct = Combination("mean", "identity")
     title = (
-        f"Averaged as they are, networks reach {first[direct].mean():.1f} % if trained apart, "
-        f"{last[direct].mean():.1f} % after {names[-1]} common epochs"
+        f"Averaged as they are, networks reach {first[DIRECT].mean():.1f} % if trained apart, "
+        f"{last[DIRECT].mean():.1f} % after {names[-1]} common epochs"
     )
     told = (
         f"{name}: {span((float(v.mean()) for m, v in here.items() if is_merged(m)), '.1f')} %"
