@@ -47,7 +47,6 @@ def _card(one: Method) -> Iterator[str]:
     options = ", ".join(f"`{name}={option.default!r}`" for name, option in one.options.items())
     if options:
         yield f"**Options.** {options}\n"
-    yield "+++"
     source = f" · {{cite:t}}`{one.reference}`" if one.reference else ""
     yield f'`{one.kind}="{one.name}"`{source}'
     yield "```"

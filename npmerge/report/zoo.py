@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from npmerge.methods import GROUPS, Combination
 from npmerge.report.captions import captioned, whose
 from npmerge.report.claims import BASE, ENSEMBLE, SEEDS
 from npmerge.report.margins import paired_margin
-from npmerge.report.numbers import Place, by_method, is_merged, method_of, place_of
+from npmerge.report.numbers import Place, by_method, is_merged, method_of, place_of, shown
 from npmerge.report.plots import describe, label_ends, panels
 from npmerge.report.words import NOTHING, duration, listed, place_labels, plus_minus, span
 from npmerge.store.records import Record, table
@@ -64,8 +64,8 @@ def _sentences(here: Numbers) -> Iterator[str]:
         ranked = sorted(methods, key=lambda method: float(here[method].mean()))
         low, high = ranked[0], ranked[-1]
         yield (
-            f"*Needs {group}* ({len(ranked)}): from {here[low].mean():.1f} % ({low.label}) to "
-            f"{here[high].mean():.1f} % ({high.label})."
+            f"*Needs {group}* ({len(ranked)}): from {here[low].mean():.1f} % ({_name(low)}) to "
+            f"{here[high].mean():.1f} % ({_name(high)})."
         )
 
 
@@ -94,7 +94,7 @@ def zoo_table(records: Sequence[Record], place: Place) -> pd.DataFrame:
             "accuracy": plus_minus(float(here[method].mean()), float(here[method].std())),
             "minus the average": NOTHING
             if method == AVERAGE or AVERAGE not in here
-            else paired_margin((here[method] - here[AVERAGE]).dropna()).text,
+            else _margin(here[method] - here[AVERAGE]),
             **took[method],
         }
         for group, methods in _grouped(here).items()
@@ -107,7 +107,13 @@ def zoo_table(records: Sequence[Record], place: Place) -> pd.DataFrame:
         "deviation over the seeds; the margin to the average after Permute in percentage points with its 95% interval; "
         "passes over the optimisation data and memory on top of the models in MiB, counted in a rehearsal; seconds of "
         "alignment, learning and correction.",
+        folded=True,
     )
+
+
+def _margin(differences: pd.Series[float]) -> str:
+    """Without the number of seeds, which the caption says."""
+    return paired_margin(differences.dropna()).text.partition(" (")[0]
 
 
 def _took(records: Sequence[Record], place: Place) -> dict[Combination, dict[str, str]]:
@@ -152,8 +158,8 @@ def combinations_table(records: Sequence[Record]) -> pd.DataFrame:
         known = [m for m in variations if (m.aggregate, m.align, m.correct) == NP]
         for plain, method in product(known, variations):
             if method != plain:
-                margin = paired_margin((here[method] - here[plain]).dropna())
-                variants.setdefault(method, {})[names[place]] = margin.text
+                margin = _margin(here[method] - here[plain])
+                variants.setdefault(method, {})[names[place]] = margin
     return captioned(
         pd.DataFrame.from_dict(
             {_name(method): row for method, row in variants.items()}, orient="index"
@@ -279,7 +285,7 @@ def trunk_table(records: Sequence[Record]) -> pd.DataFrame:
         A row a method, those together that need the same, and a column a number of common epochs.
     """
     columns = _by_trunk(records)
-    methods = list(dict.fromkeys(method for here in columns.values() for method in here))
+    methods = list(dict.fromkeys(filter(shown, chain.from_iterable(columns.values()))))
     order = [*(m for m in methods if not is_merged(m)), *(
         method
         for group in GROUPS
@@ -298,8 +304,9 @@ def trunk_table(records: Sequence[Record]) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(rows, names=["needs", "method"])
     return captioned(
         pd.DataFrame(list(rows.values()), index=index),
-        f"Test accuracy in percent by the epochs trained together ({whose(records)}); *{APART}*: initial weights of "
-        "their own.",
+        f"Test accuracy in percent by the epochs trained together ({whose(records)}); {APART}: with initial weights "
+        "of their own.",
+        folded=True,
     )
 
 
