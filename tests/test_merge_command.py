@@ -25,6 +25,7 @@ from npmerge.cli import main
 from npmerge.data import load
 from npmerge.data.user import Preprocessing, open_data
 from npmerge.merge_command import MergeOptions, alpha_path, merge_checkpoints
+from npmerge.methods import METHODS
 from npmerge.models import resnet20
 from npmerge.models.outside import build_outside, load_folder
 from npmerge.store.checkpoints import load_into, load_state, save_state
@@ -296,6 +297,45 @@ def test_a_pickle_of_something_else_is_no_state_dict(
 ) -> None:
     torch.save(held, "b.pt")
     assert_refused([], "b.pt holds no plain state dict: save model.state_dict()", capsys, b="b.pt")
+
+
+def test_a_base_is_a_checkpoint_too_and_named_where_it_is_missing(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["merge", "a.safetensors", "b.safetensors", "--output", "m.safetensors", *MODEL]
+    command += ["--aggregate", "wise_ft", "--aggregate-option", "alpha=1.0", "--quiet"]
+    assert main(command) == 1
+    assert "wise_ft needs the model that the others were trained from: give --base" in (
+        capsys.readouterr().err
+    )
+    assert main([*command, "--base", "c.safetensors"]) == 1
+    assert "no file c.safetensors" in capsys.readouterr().err
+    Path("c.safetensors").write_bytes(here["a.safetensors"])
+    assert main([*command, "--base", "c.safetensors", "--correct", "none"]) == 0
+    merged, a, b = (load_file(f"{name}.safetensors") for name in "mab")
+    for (
+        name,
+        value,
+    ) in merged.items():  # all the way to the mean of the models, which nothing has aligned
+        if value.is_floating_point():
+            assert torch.allclose(value, (a[name] + b[name]) / 2, atol=1e-6), name
+    how = metadata("m.safetensors")
+    assert how["options"]["align"] == "identity"
+    assert how["options"]["base"] == "c.safetensors"
+    assert [one["file"] for one in how["checkpoints"]] == [f"{name}.safetensors" for name in "abc"]
+
+
+def test_the_list_explains_every_method_and_needs_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["merge", "--list"])
+    assert stop.value.code == 0
+    listed = capsys.readouterr().out
+    for name, one in METHODS.items():
+        assert f"  {name} ({one.label}): {one.summary}" in listed
+        assert one.use in listed
+    assert "aggregate, needs common base" in listed
 
 
 def test_a_pickled_module_is_not_run(
