@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -59,11 +60,13 @@ class Parameters(BaseModel):
         return seeds
 
 
-def from_notebook(names: Mapping[str, Any]) -> Parameters:
+def from_notebook(names: Mapping[str, Any], *experiments: str) -> Parameters:
     """Validate what a notebook's parameter cell, and papermill's behind it, have set.
 
     Args:
         names: the notebook's ``globals()``; a parameter that is None takes its default.
+        experiments: those that the notebook runs. Where the profile has none of one, it runs the demonstration instead,
+            with a warning: so a whole book can be made at any profile.
 
     Raises:
         ValueError: an unknown name or a wrong value; the message says which, and what is known.
@@ -83,7 +86,22 @@ def from_notebook(names: Mapping[str, Any]) -> Parameters:
         raise ValueError(
             f"unknown parameter {unknown[0]!r}: choose from {', '.join(Parameters.model_fields)}"
         )
-    return validated({name: value for name, value in found.items() if value is not None})
+    given = validated({name: value for name, value in found.items() if value is not None})
+    missing = [name for name in experiments if not _has(given.profile, name)]
+    if not missing:
+        return given
+    demonstration = Parameters().profile
+    warnings.warn(
+        f"profile {given.profile!r} has no {missing[0]!r}: {demonstration!r} is run instead",
+        stacklevel=2,
+    )
+    return given.model_copy(update={"profile": demonstration})
+
+
+def _has(profile: str, experiment: str) -> bool:
+    from npmerge.experiments import EXPERIMENTS, load_profile
+
+    return EXPERIMENTS[experiment].parameters(load_profile(profile)) is not None
 
 
 def validated(values: Mapping[str, Any]) -> Parameters:

@@ -329,6 +329,13 @@ def test_nothing_is_missed_where_no_folder_of_models_is(made: Folders, tmp_path:
 # Repeating a merge
 
 
+def test_a_chapter_whose_experiment_a_profile_does_not_have_runs_the_demonstration() -> None:
+    assert from_notebook({"profile": "short"}, "same_data").profile == "short"
+    with pytest.warns(UserWarning, match="profile 'short' has no 'cost': 'digits' is run instead"):
+        found = from_notebook({"profile": "short", "seeds": (1,)}, "cost")
+    assert (found.profile, found.seeds) == ("digits", (1,))
+
+
 def test_a_notebook_s_parameters_name_the_published_models_and_only_a_chapter_repeats_a_merge(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
