@@ -97,7 +97,7 @@ def test_cells_are_every_setting_with_every_seed_and_every_combination() -> None
         ("disjoint_splits", 2 * 13),
         ("imagenet", 0),  # the profile has no section of it
         ("data_size", 3 * 11),  # averages of two alignments only
-        ("many_models", 2 * 2 * 12),
+        ("many_models", 2 * 2 * 13),
         ("cost", 2),
     ],
 )

@@ -11,12 +11,11 @@ from npmerge.aggregate import fisher, mean, np_merge, regmean
 from npmerge.aggregate.started import (
     around,
     np_from_fisher,
-    np_from_pleas,
     np_from_regmean,
     np_from_repair,
 )
 from npmerge.correct import repair
-from npmerge.zips import pleas
+from npmerge.zips import np_from_pleas, pleas
 
 STARTS = {
     "repair": (np_from_repair, lambda a, b, data: repair(mean(a, b), data, parents=(a, b))),

@@ -15,6 +15,7 @@ from npmerge.aggregate.preferences import pareto
 from npmerge.aggregate.regression import regmean
 from npmerge.aggregate.soups import SharedAlpha, learned_soup
 from npmerge.aggregate.spherical import slerp
+from npmerge.aggregate.started import np_from_fisher, np_from_regmean, np_from_repair
 from npmerge.aggregate.trajectory import ema, fge, swa
 from npmerge.aggregate.uniform_and_greedy import greedy_soup, uniform_soup
 
@@ -40,6 +41,9 @@ __all__ = [
     "learning_weights",
     "mean",
     "neuron_interpolation",
+    "np_from_fisher",
+    "np_from_regmean",
+    "np_from_repair",
     "np_merge",
     "papa",
     "pareto",

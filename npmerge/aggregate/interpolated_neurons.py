@@ -16,10 +16,10 @@ from npmerge.aggregate.regression import (
     run_to,
     running_once,
 )
+from npmerge.aggregate.summing import Sum
 from npmerge.correct.batchnorm import batchnorms, re_estimate
 from npmerge.data.streams import Data, stream
 from npmerge.device import measuring
-from npmerge.many.streaming import Sum
 from npmerge.methods import method
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,9 +15,7 @@ from npmerge.aggregate.regression import regmean
 from npmerge.correct.renormalisation import repair
 from npmerge.data.streams import Data
 from npmerge.methods import method
-from npmerge.symmetry import Group
 from npmerge.training import Learning
-from npmerge.zips.permuted_least_squares import pleas
 
 
 @torch.no_grad()
@@ -117,31 +114,4 @@ def np_from_fisher(
         Ours; :func:`~npmerge.aggregate.fisher_weighting.fisher` and Eq. 2.
     """
     start = around(fisher(a, b, data, seed=seed).model, a, b)
-    return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)
-
-
-@method(
-    kind="aggregate", label="NP from PLeaS", family="np", needs=("data", "labels"),
-    reference="npmerge2024", ours=True, place=44,
-    use="Where PLeaS is good already, at the width of one network, and there are labels to go on with.",
-)  # fmt: skip
-def np_from_pleas(
-    a: nn.Module,
-    b: nn.Module,
-    data: Data,
-    *,
-    groups: Sequence[Group] | None = None,
-    epochs: int = 10,
-    lr: float = 1e-2,
-    learning: Learning | None = None,
-) -> Aggregated:
-    """Learn ``W = P + (alpha - 1/2) (A - B)`` from PLeaS' P on, one alpha in (0, 1) for every parameter.
-
-    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; P is solved with the same
-    data, and no channel is kept apart. ``groups`` are the symmetry groups, if already known.
-
-    Source:
-        Ours; :func:`~npmerge.zips.permuted_least_squares.pleas` and Eq. 2.
-    """
-    start = around(pleas([a, b], data, groups=groups, ratio=0.0).model, a, b)
     return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from npmerge.aggregate.aggregated import Aggregated
+from npmerge.aggregate.summing import Sum
 from npmerge.correct.batchnorm import reset_batchnorm
 from npmerge.data.streams import Data
 from npmerge.evaluate.scores import score
-from npmerge.many.streaming import Sum
 from npmerge.methods import method
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from npmerge.experiments.listing import Experiment, setting_cells
 from npmerge.experiments.profile import Choose, Methods, Profile, Section
-from npmerge.experiments.zoo import learning
+from npmerge.experiments.zoo import learners
 from npmerge.methods import of_kind
 from npmerge.store.records import Cell
 
@@ -47,7 +47,7 @@ def list_cells(profile: Profile, section: SharedTrunk, seeds: Sequence[int]) -> 
     needing = {name: one for name, one in of_kind("aggregate").items() if "base" in one.needs}
     bases = tuple(needing)
     optimisation = section.optimisation
-    options = learning(section.epochs, section.lr, 2)
+    options = learners(section.epochs, section.lr, 2)
     if section.scale:
         scale = {"scale": Choose(choose=section.scale)}
         options |= {name: scale for name, one in needing.items() if "scale" in one.options}

@@ -79,7 +79,7 @@ def list_cells(profile: Profile, section: Zoo, seeds: Sequence[int]) -> list[Cel
         seeds: one pair of base models each.
     """
     optimisation = section.optimisation
-    options = learning(section.epochs, section.lr, section.trial)
+    options = learners(section.epochs, section.lr, section.trial)
     for name, given in optimisation.options.items():
         options[name] = options.get(name, {}) | given
     whole = section.model_copy(
@@ -97,7 +97,7 @@ def list_cells(profile: Profile, section: Zoo, seeds: Sequence[int]) -> list[Cel
     ]  # fmt: skip
 
 
-def learning(epochs: int, lr: Sequence[float], trial: int) -> dict[str, dict[str, Any]]:
+def learners(epochs: int, lr: Sequence[float], trial: int) -> dict[str, dict[str, Any]]:
     """The options of every method that learns, alike for all.
 
     Args:

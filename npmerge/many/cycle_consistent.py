@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npmerge.aggregate.summing import Sum, emptied
 from npmerge.align import Alignment
 from npmerge.align.joint_matching import joint_ascent, parameters_of, rounded, uniform_maps
-from npmerge.many.streaming import Load, Models, Sum, check_models, emptied
+from npmerge.many.streaming import Load, Models, check_models
 from npmerge.methods import method
 from npmerge.symmetry import Group, check_same_architecture, symmetry_on
 

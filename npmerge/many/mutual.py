@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npmerge.aggregate.summing import Sum, emptied
 from npmerge.align import Alignment
 from npmerge.align.rebasin import match_tensors
-from npmerge.many.streaming import Models, Sum, check_models, drawn_seed, emptied
+from npmerge.many.streaming import Models, check_models, drawn_seed
 from npmerge.methods import method
 from npmerge.symmetry import Group, check_same_architecture, symmetry_on
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from npmerge.aggregate.summing import Sum
 from npmerge.align import Alignment
-from npmerge.many.streaming import Load, Models, Sum, check_models
+from npmerge.many.streaming import Load, Models, check_models
 from npmerge.methods import method
 
 

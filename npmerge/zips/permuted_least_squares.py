@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from npmerge.aggregate.aggregated import Aggregated
+from npmerge.aggregate.nonuniform import np_merge
 from npmerge.aggregate.regression import (
     LeastSquares,
     first_batches,
@@ -18,12 +19,14 @@ from npmerge.aggregate.regression import (
     run_to,
     running_once,
 )
+from npmerge.aggregate.started import around
 from npmerge.align.moments import covariances
 from npmerge.data.streams import Data, example_of, stream
 from npmerge.device import measuring
 from npmerge.methods import method
 from npmerge.symmetry import Group, check_same_architecture, symmetry_on
 from npmerge.symmetry.multiplying import by_tensor, multiplied
+from npmerge.training import Learning
 from npmerge.zips.greedy_zipping import is_free, joined
 from npmerge.zips.zipped import Zip
 
@@ -108,6 +111,33 @@ def pleas(
                 squares.add(inputs, answers)
             squares.solve()
     return Aggregated(merged, details={"zip": zipped})
+
+
+@method(
+    kind="aggregate", label="NP from PLeaS", family="np", needs=("data", "labels"),
+    reference="npmerge2024", ours=True, place=44,
+    use="Where PLeaS is good already, at the width of one network, and there are labels to go on with.",
+)  # fmt: skip
+def np_from_pleas(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    *,
+    groups: Sequence[Group] | None = None,
+    epochs: int = 10,
+    lr: float = 1e-2,
+    learning: Learning | None = None,
+) -> Aggregated:
+    """Learn ``W = P + (alpha - 1/2) (A - B)`` from PLeaS' P on, one alpha in (0, 1) for every parameter.
+
+    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; P is solved with the same
+    data, and no channel is kept apart. ``groups`` are the symmetry groups, if already known.
+
+    Source:
+        Ours; :func:`pleas` and Eq. 2.
+    """
+    start = around(pleas([a, b], data, groups=groups, ratio=0.0).model, a, b)
+    return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)
 
 
 def _partly_joined(
