@@ -69,7 +69,7 @@ def test_the_shared_trunk_has_a_base_where_there_is_one() -> None:
     by_trunk: dict[int | None, list[Cell]] = {}
     for cell in listed:
         by_trunk.setdefault(cell.config["setting"].get("trunk"), []).append(cell)
-    assert list(by_trunk) == [None, 2, 8]
+    assert list(by_trunk) == [None, 4]
     for together, some in by_trunk.items():
         methods = {cell.config["aggregate"]["method"] for cell in some}
         assert needing & methods == (set() if together is None else needing)

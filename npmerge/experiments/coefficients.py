@@ -84,7 +84,7 @@ def _given(batch_size: int, epochs: int) -> dict[str, Any]:
 
 
 DEFAULTS = {
-    "digits": {"settings": [_SAME, _80_20], "optimisation": _given(25, 4), "seeds": 1},
+    "digits": {"settings": [_SAME, _80_20], "optimisation": _given(25, 3), "seeds": 1},
     "grid": {"settings": [_GRID, {**_GRID, "split": "80-20"}], "optimisation": _given(100, 2)},
 }
 """A demonstration, on the base models of other chapters; and the reference setting of the comparison."""

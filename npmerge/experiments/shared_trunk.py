@@ -78,7 +78,7 @@ DEFAULTS = {
     "digits": {
         "settings": [_DIGITS],
         "optimisation": {"batch_size": 50},
-        "together": [2, 8],
+        "together": [4],
         "epochs": 2,
         "seeds": 1,
     },

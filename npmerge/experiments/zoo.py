@@ -127,6 +127,7 @@ DEFAULTS = {
         "settings": [_VGG],
         "optimisation": {"batch_size": 50, "options": _CHOSEN, "path_points": 3},
         "epochs": 2,
+        "without": ["auto_neb"],
         "seeds": 1,
     },
     "grid": {
