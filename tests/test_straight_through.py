@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_it_goes_on_from_a_saved_state_to_the_same_bits() -> None:
     a, b = net(0), net(1)
     groups = symmetry_on(a, example_of(loader()))
 
-    def target() -> module._Target:  # type: ignore[name-defined]
+    def target() -> Any:
         return module._Target(
             a, b, groups, loader(), None, lr=1.0, momentum=0.9, match_every=2, seed=0
         )

@@ -225,7 +225,8 @@ def _check(groups: Sequence[Group], merges: Sequence[Tensor], unmerges: Sequence
                 f"channels are mixed in group {name!r}, but {group.permutations_only} works on each by itself: give "
                 "unmerges of a single 1 a row, and merges of channels that this joins"
             )
-    off = float((sum(merge.sum(1) for merge in merges) - 1).abs().max())  # type: ignore[union-attr]
+    weights = torch.stack([merge.sum(1) for merge in merges]).sum(0)
+    off = float((weights - 1).abs().max())
     if off > TOLERANCE:
         raise ValueError(
             f"the weights of a merged channel of group {name!r} sum to one but for {off:.1e}: divide the rows of the "
