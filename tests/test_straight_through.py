@@ -121,7 +121,7 @@ def test_it_goes_on_from_a_saved_state_to_the_same_bits() -> None:
             a, b, groups, loader(), None, lr=1.0, momentum=0.9, match_every=2, seed=0
         )
 
-    def learn(one: module._Target, passes: int) -> None:  # type: ignore[name-defined]
+    def learn(one: Any, passes: int) -> None:
         one.average.train()
         for x, y in passes * loader():
             one.zero_grad()

@@ -226,8 +226,8 @@ def _products(
         x = group.tap.rows(activation, group.size).double()
         y = target.tap.rows(other, target.size).double()
         new = x.square().sum(0), y.square().sum(0), x.T @ y
-        old = sums.get(shown[place])
-        sums[shown[place]] = new if old is None else tuple(map(torch.add, old, new))  # type: ignore[assignment]
+        old = sums.get(shown[place], (0, 0, 0))
+        sums[shown[place]] = new[0] + old[0], new[1] + old[1], new[2] + old[2]
 
     with measuring(anchor) as device:
         for batch in stream(data, device):
