@@ -75,17 +75,17 @@ _80_20 = {
 }  # fmt: skip
 
 
-def _given(batch_size: int, epochs: int) -> dict[str, Any]:
+def _given(batch_size: int, epochs: int, examples: int) -> dict[str, Any]:
     learning = {"epochs": epochs, "lr": 1e-2}
     return {
         "batch_size": batch_size,
-        "options": {"np_merge": learning, "finetune": learning, "fisher": {"examples": 1000}},
+        "options": {"np_merge": learning, "finetune": learning, "fisher": {"examples": examples}},
     }
 
 
 DEFAULTS = {
-    "digits": {"settings": [_SAME, _80_20], "optimisation": _given(25, 3), "seeds": 1},
-    "grid": {"settings": [_GRID, {**_GRID, "split": "80-20"}], "optimisation": _given(100, 2)},
+    "digits": {"settings": [_SAME, _80_20], "optimisation": _given(25, 3, 250), "seeds": 1},
+    "grid": {"settings": [_GRID, {**_GRID, "split": "80-20"}], "optimisation": _given(100, 2, 1000)},
 }
 """A demonstration, on the base models of other chapters; and the reference setting of the comparison."""
 

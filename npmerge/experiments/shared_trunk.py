@@ -77,7 +77,7 @@ _DIGITS: dict[str, Any] = {
 DEFAULTS = {
     "digits": {
         "settings": [_DIGITS],
-        "optimisation": {"batch_size": 50},
+        "optimisation": {"batch_size": 50, "options": {"fisher": {"examples": 250}}},
         "together": [4],
         "epochs": 2,
         "seeds": 1,

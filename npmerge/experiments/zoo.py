@@ -125,9 +125,13 @@ _CHOSEN: dict[str, Any] = {"cca": {"ridge": 10.0}}
 DEFAULTS = {
     "digits": {
         "settings": [_VGG],
-        "optimisation": {"batch_size": 50, "options": _CHOSEN, "path_points": 3},
+        "optimisation": {
+            "batch_size": 50,
+            "options": {**_CHOSEN, "fisher": {"examples": 250}},
+            "path_points": 3,
+        },
         "epochs": 2,
-        "without": ["auto_neb"],
+        "without": ["auto_neb", "np_from_fisher", "np_from_pleas"],
         "seeds": 1,
     },
     "grid": {
