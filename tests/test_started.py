@@ -7,10 +7,11 @@ import torch
 from tiny import Snapshot, loader, net
 from torch import nn
 
-from npmerge.aggregate import fisher, mean, np_merge, regmean
+from npmerge.aggregate import fisher, mean, neuron_interpolation, np_merge, regmean
 from npmerge.aggregate.started import (
     around,
     np_from_fisher,
+    np_from_interpolation,
     np_from_regmean,
     np_from_repair,
 )
@@ -20,6 +21,7 @@ from npmerge.zips import np_from_pleas, pleas
 STARTS = {
     "repair": (np_from_repair, lambda a, b, data: repair(mean(a, b), data, parents=(a, b))),
     "regmean": (np_from_regmean, regmean),
+    "interpolation": (np_from_interpolation, lambda a, b, data: neuron_interpolation([a, b], data)),
     "pleas": (np_from_pleas, lambda a, b, data: pleas([a, b], data).model),
     "fisher": (np_from_fisher, lambda a, b, data: fisher(a, b, data, seed=0).model),
 }

@@ -15,7 +15,12 @@ from npmerge.aggregate.preferences import pareto
 from npmerge.aggregate.regression import regmean
 from npmerge.aggregate.soups import SharedAlpha, learned_soup
 from npmerge.aggregate.spherical import slerp
-from npmerge.aggregate.started import np_from_fisher, np_from_regmean, np_from_repair
+from npmerge.aggregate.started import (
+    np_from_fisher,
+    np_from_interpolation,
+    np_from_regmean,
+    np_from_repair,
+)
 from npmerge.aggregate.trajectory import ema, fge, swa
 from npmerge.aggregate.uniform_and_greedy import greedy_soup, uniform_soup
 
@@ -42,6 +47,7 @@ __all__ = [
     "mean",
     "neuron_interpolation",
     "np_from_fisher",
+    "np_from_interpolation",
     "np_from_regmean",
     "np_from_repair",
     "np_merge",

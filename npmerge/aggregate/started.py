@@ -10,6 +10,7 @@ from torch import nn
 from npmerge.aggregate.aggregated import Aggregated
 from npmerge.aggregate.averaging import mean
 from npmerge.aggregate.fisher_weighting import fisher
+from npmerge.aggregate.interpolated_neurons import neuron_interpolation
 from npmerge.aggregate.nonuniform import np_merge
 from npmerge.aggregate.regression import regmean
 from npmerge.correct.renormalisation import repair
@@ -114,4 +115,30 @@ def np_from_fisher(
         Ours; :func:`~npmerge.aggregate.fisher_weighting.fisher` and Eq. 2.
     """
     start = around(fisher(a, b, data, seed=seed).model, a, b)
+    return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)
+
+
+@method(
+    kind="aggregate", label="NP from Neuron Interpolation", family="np", needs=("data", "labels"),
+    reference="npmerge2024", ours=True, place=45,
+    use="Where Neuron Interpolation is good already, and there are labels to go on with.",
+)  # fmt: skip
+def np_from_interpolation(
+    a: nn.Module,
+    b: nn.Module,
+    data: Data,
+    *,
+    epochs: int = 10,
+    lr: float = 1e-2,
+    learning: Learning | None = None,
+) -> Aggregated:
+    """Learn ``W = I + (alpha - 1/2) (A - B)`` from Neuron Interpolation's I on, one alpha for every parameter.
+
+    It takes, returns and raises what :func:`~npmerge.aggregate.nonuniform.np_merge` does; I is solved with the same
+    data.
+
+    Source:
+        Ours; :func:`~npmerge.aggregate.interpolated_neurons.neuron_interpolation` and Eq. 2.
+    """
+    start = around(neuron_interpolation([a, b], data), a, b)
     return np_merge(*start, data, epochs=epochs, lr=lr, learning=learning)

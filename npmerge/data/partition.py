@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +19,25 @@ class Partition:
         part: which share, counted from 0.
         models: how many models share the images; two for 80-20.
         seed: of the split.
+        concentration: of the Dirichlet distribution.
+        least: images that every share has at least, of :func:`dirichlet`.
+        apart: images a class that belong to no share: those that :func:`per_class` picks with the same seed.
     """
 
     split: Literal["80-20", "dirichlet"]
     part: int
     models: int
     seed: int
+    concentration: float = 0.5
+    least: int = 0
+    apart: int = 0
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """All of it, JSON-serialisable; what is as by default has no say in it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
     def indices(self, labels: Tensor) -> Tensor:
         """The sorted indices of the share.
@@ -33,10 +46,19 @@ class Partition:
             labels: of all training images, ``int64 (N,)``.
 
         Raises:
-            ValueError: the split is unknown, or not made for so many models.
+            ValueError: the split is unknown, or not made for so many models; a class has too few images to set so many
+                apart, or there are too few for the shares.
         """
+        if self.apart:
+            ours = torch.ones(len(labels), dtype=torch.bool)
+            ours[per_class(labels, self.apart, seed=self.seed)] = False
+            shared = ours.nonzero().flatten()
+            return shared[replace(self, apart=0).indices(labels[shared])]
         if self.split == "dirichlet":
-            return dirichlet(labels, self.models, seed=self.seed)[self.part]
+            return dirichlet(
+                labels, self.models, seed=self.seed, concentration=self.concentration,
+                least=self.least,
+            )[self.part]  # fmt: skip
         if self.split != "80-20" or self.models != 2:
             raise ValueError(
                 f"no split {self.split!r} for {self.models} models: take 80-20 (two models) or dirichlet"
@@ -81,19 +103,32 @@ def split_80_20(labels: Tensor, *, seed: int, share: float = 0.8) -> list[Tensor
 
 
 def dirichlet(
-    labels: Tensor, models: int = 2, *, seed: int, concentration: float = 0.5
+    labels: Tensor, models: int = 2, *, seed: int, concentration: float = 0.5, least: int = 0
 ) -> list[Tensor]:
     """The Dirichlet split of Section IV-A: each class is shared out by its own draw of Dir(0.5, ..., 0.5).
+
+    The smaller the concentration, the fewer models share a class. A model may be left with hardly an image: where it
+    has fewer than ``least``, it is given images that are drawn from those of whichever model has most at that time.
 
     Args:
         labels: ``int64 (N,)``.
         models: how many index sets to make.
         seed: of the shares and of the draw within each class.
-        concentration: the Dirichlet parameter, the same for every model.
+        concentration: the Dirichlet parameter, above 0, the same for every model.
+        least: images that every model has at least.
 
     Returns:
         ``models`` sorted, disjoint index sets, together complete. A model may get no image of a class.
+
+    Raises:
+        ValueError: the concentration is not positive, or there are too few images for ``least``.
     """
+    if not concentration > 0:
+        raise ValueError(f"concentration is {concentration}: it must be above 0")
+    if least * models > len(labels):
+        raise ValueError(
+            f"{models} models of at least {least} images asked for, but there are {len(labels)}"
+        )
     generator = torch.Generator().manual_seed(seed)
     shares = np.random.default_rng(seed)
     parts: list[list[Tensor]] = [[] for _ in range(models)]
@@ -104,7 +139,14 @@ def dirichlet(
         counts[lucky] += 1
         for part, piece in zip(parts, torch.split(rows, counts.tolist()), strict=True):
             part.append(piece)
-    return [torch.cat(part).sort().values for part in parts]
+    whole = [torch.cat(part) for part in parts]
+    for poor in range(models):
+        while (lacking := least - len(whole[poor])) > 0:
+            rich = max(range(models), key=lambda model: len(whole[model]))
+            drawn = whole[rich][torch.randperm(len(whole[rich]), generator=generator)]
+            given = min(lacking, len(drawn) - least)
+            whole[poor], whole[rich] = torch.cat([whole[poor], drawn[:given]]), drawn[given:]
+    return [part.sort().values for part in whole]
 
 
 def per_class(labels: Tensor, count: int, *, seed: int) -> Tensor:

@@ -57,6 +57,7 @@ class Setting(Model):
     Attributes:
         beside: data set and model of the paper's column that the setting is shown beside; presentation only.
         split: how the training images are shared out among the models; by default each sees all of them.
+        concentration, least, apart: of a Dirichlet split; see :class:`npmerge.data.partition.Partition`.
         trunk: epochs that the models are trained together, as one, on all images, before each goes on alone; by default
             each has initial weights of its own, and with 0 the same.
         images: cut the data to so many images, for a dry run; all by default.
@@ -69,6 +70,9 @@ class Setting(Model):
     recipe: RecipeValues
     beside: tuple[str, str] | None = None
     split: Literal["80-20", "dirichlet"] | None = None
+    concentration: float | None = Field(None, gt=0)
+    least: int | None = Field(None, ge=0)
+    apart: int | None = Field(None, ge=0)
     trunk: int | None = Field(None, ge=0)
     images: int | None = None
 
@@ -81,7 +85,10 @@ class Setting(Model):
     def name(self) -> str:
         """In file names, e.g. ``"cifar100-resnet20x8"``."""
         trunk = None if self.trunk is None else f"trunk{self.trunk}"
-        return "-".join(filter(None, (self.dataset, self.model_name, self.split, trunk)))
+        split = self.split
+        if split and self.concentration is not None:
+            split += f"{self.concentration:g}"
+        return "-".join(filter(None, (self.dataset, self.model_name, split, trunk)))
 
     @property
     def config(self) -> dict[str, Any]:

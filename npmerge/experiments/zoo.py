@@ -131,7 +131,7 @@ DEFAULTS = {
             "path_points": 3,
         },
         "epochs": 2,
-        "without": ["auto_neb", "np_from_fisher", "np_from_pleas"],
+        "without": ["auto_neb", "np_from_fisher", "np_from_interpolation", "np_from_pleas"],
         "seeds": 1,
     },
     "grid": {

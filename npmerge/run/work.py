@@ -87,10 +87,13 @@ def base_models(cell: Cell) -> list[BaseModel]:
         precision=config["precision"],
     )
     together = setting.get("trunk")
+    how = {
+        name: setting[name] for name in ("concentration", "least", "apart") if name in setting
+    }
     return [
         replace(
             first,
-            partition=Partition(split, k, models, cell.seed) if split else "same",
+            partition=Partition(split, k, models, cell.seed, **how) if split else "same",
             seed=first.seed + k,
             trunk=None if together is None else replace(first, until=together),
         )

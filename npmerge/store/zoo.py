@@ -95,6 +95,8 @@ class BaseModel:
         """All of it, JSON-serialisable; an option that is not used has no say in it."""
         recipe = {name: value for name, value in asdict(self.recipe).items() if value is not None}
         made_of = {**asdict(self), "recipe": recipe, "sampling": SAMPLING}
+        if isinstance(self.partition, Partition):
+            made_of["partition"] = self.partition.made_of
         for name in ("until", "trunk"):
             if made_of[name] is None:
                 del made_of[name]
