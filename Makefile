@@ -53,7 +53,7 @@ test: lint ## everything: lint, unit tests, notebooks, the book and its pages in
 	@echo "$(if $(LEFT_OUT),Left out: tests marked $(subst $(SPACE),$(SPACE)and ,$(LEFT_OUT)) (cifar needs NPMERGE_DATA=FOLDER; gpu needs GPU=1).,Nothing is left out.)"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not book $(MARKED)"
 	$(BIN)/python -m pytest -m "book $(MARKED)"
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --nbval --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 bench: $(INSTALLED) ## speed and memory beside what one would use instead
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

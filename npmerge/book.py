@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 import npmerge
-from npmerge.experiments import load_profiles
+from npmerge.experiments import EXPERIMENTS, load_profiles
 from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report import coefficients, transformers
@@ -43,12 +44,16 @@ from npmerge.report.report_card import (
 )
 from npmerge.report.vector import standalone
 from npmerge.report.words import NOTHING
+from npmerge.run.engine import run_experiments
+from npmerge.run.workers import executor
 from npmerge.store.records import Record
 
 log = logging.getLogger(__name__)
 
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
 SOURCES = ("book", "notebooks", "results", "_config.yml", "_toc.yml")
+SIDE_BY_SIDE = 4
+"""Notebooks at a time, at most: each holds a process with PyTorch."""
 PACKAGES = ("npmerge.experiments", "npmerge.models", "npmerge.data", "npmerge.symmetry.rules")
 """Packages that have functions of their own."""
 OPTIONS = ("   :members:", "   :ignore-module-all:")
@@ -72,7 +77,7 @@ def make_book(
     output: Path | str = "_build",
     progress: bool = True,
 ) -> Path:
-    """Execute every notebook with papermill, draw the first page's figure and render the book around them.
+    """Run the notebooks' experiments, execute the notebooks with papermill, and render the book around them.
 
     The sources are copied to ``<output>/source`` and executed there, so the committed notebooks stay as they are. The
     new pages replace the old ones only once everything has succeeded.
@@ -81,7 +86,7 @@ def make_book(
         parameters: given to every notebook.
         root: the project's folder, with ``_config.yml``, ``_toc.yml``, ``book/`` and ``notebooks/``.
         output: where to build.
-        progress: show a progress bar for the cells.
+        progress: show a progress bar for the experiments.
 
     Returns:
         The first page, ``<output>/html/index.html``.
@@ -89,6 +94,8 @@ def make_book(
     Raises:
         BookError: the sources are not there, the output is a folder with something else in it, a notebook failed, or
             Jupyter Book warned or failed.
+        CellsFailedError: cells of an experiment failed.
+        DataError: a data set is not there.
         ValueError: a record file is damaged.
     """
     root, output = Path(root).resolve(), Path(output).resolve()
@@ -116,11 +123,49 @@ def make_book(
         page = stage / "book" / f"{name}.md"
         page.parent.mkdir(exist_ok=True)
         page.write_text(text, encoding="utf-8")
-    for notebook in sorted((stage / "notebooks").glob("*.ipynb")):
-        execute(notebook, notebook, parameters, progress=progress)
+    notebooks = sorted((stage / "notebooks").glob("*.ipynb"))
+    _run_experiments(notebooks, parameters, progress=progress)
+    _execute_all(notebooks, {**parameters, "recompute": False})
     records = _all_records(stage, parameters)
     write_record_pages(stage, records)
     return _render(stage, output)
+
+
+def _run_experiments(
+    notebooks: Sequence[Path], parameters: Mapping[str, Any], *, progress: bool
+) -> None:
+    """Run the experiments that the notebooks ask for, all at once, so that no core waits for the end of a chapter."""
+    text = "".join(notebook.read_text(encoding="utf-8") for notebook in notebooks)
+    named = set(re.findall(r"run_experiments\(\\\"(\w+)", text))
+    given: dict[str, list[str]] = {}
+    for name in EXPERIMENTS:
+        if name in named:
+            given.setdefault(validated(parameters).profile_of(name), []).append(name)
+    for profile, names in given.items():
+        log.info("running %s at %s", ", ".join(names), profile)
+        chosen = validated({**parameters, "profile": profile}).model_dump()
+        here = notebooks[0].parent
+        chosen |= {name: here / chosen[name] for name in ("results", "zoo", "models")}
+        run_experiments(names, **chosen, progress=progress)
+
+
+def _execute_all(notebooks: Sequence[Path], parameters: Mapping[str, Any]) -> None:
+    """Execute notebooks in place, as many side by side as there are cores, up to a few."""
+    count = min(SIDE_BY_SIDE, os.cpu_count() or 1)
+    pool = executor(count)
+    running: set[Future[None]] = set()
+    try:
+        for notebook in notebooks:
+            if len(running) == count:
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+            log.info("executing %s", notebook.name)
+            running.add(pool.submit(execute, notebook, notebook, parameters, progress=False))
+        for future in running:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def api_pages(text: str) -> dict[str, str]:
@@ -166,7 +211,7 @@ def public_modules() -> list[str]:
 
 
 def execute(
-    source: Path, target: Path, parameters: dict[str, Any], *, progress: bool = True
+    source: Path, target: Path, parameters: Mapping[str, Any], *, progress: bool = True
 ) -> None:
     """Execute one notebook and write it without times and paths, so that equal runs give equal files.
 
@@ -187,7 +232,7 @@ def execute(
         notebook = papermill.execute_notebook(
             str(source),
             str(partial),
-            parameters=parameters,
+            parameters=dict(parameters),
             cwd=str(source.parent),
             kernel_name="python3",
             progress_bar=progress,

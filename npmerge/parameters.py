@@ -59,6 +59,13 @@ class Parameters(BaseModel):
             raise ValueError(f"seeds are {list(seeds)}: give each once, none below 0")
         return seeds
 
+    def profile_of(self, experiment: str) -> str:
+        """The profile that an experiment is run at: its own, or the demonstration's where that has none of it."""
+        from npmerge.experiments import EXPERIMENTS, load_profile
+
+        has = EXPERIMENTS[experiment].parameters(load_profile(self.profile)) is not None
+        return self.profile if has else Parameters().profile
+
 
 def from_notebook(names: Mapping[str, Any], *experiments: str) -> Parameters:
     """Validate what a notebook's parameter cell, and papermill's behind it, have set.
@@ -87,21 +94,15 @@ def from_notebook(names: Mapping[str, Any], *experiments: str) -> Parameters:
             f"unknown parameter {unknown[0]!r}: choose from {', '.join(Parameters.model_fields)}"
         )
     given = validated({name: value for name, value in found.items() if value is not None})
-    missing = [name for name in experiments if not _has(given.profile, name)]
-    if not missing:
-        return given
-    demonstration = Parameters().profile
-    warnings.warn(
-        f"profile {given.profile!r} has no {missing[0]!r}: {demonstration!r} is run instead",
-        stacklevel=2,
-    )
-    return given.model_copy(update={"profile": demonstration})
-
-
-def _has(profile: str, experiment: str) -> bool:
-    from npmerge.experiments import EXPERIMENTS, load_profile
-
-    return EXPERIMENTS[experiment].parameters(load_profile(profile)) is not None
+    for name in experiments:
+        profile = given.profile_of(name)
+        if profile != given.profile:
+            warnings.warn(
+                f"profile {given.profile!r} has no {name!r}: {profile!r} is run instead",
+                stacklevel=2,
+            )
+            return given.model_copy(update={"profile": profile})
+    return given
 
 
 def validated(values: Mapping[str, Any]) -> Parameters:
