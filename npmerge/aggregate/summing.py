@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,24 @@ class Sum:
             if name in self._sums:
                 values[name] = (self._sums[name] / self._weight).to(empty.dtype)
         return with_tensors(self._like, values)
+
+
+def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """The weights of a mean.
+
+    Args:
+        weights: equal by default.
+        count: of models.
+
+    Raises:
+        ValueError: they are not so many, one is not finite, or their sum is not positive.
+    """
+    shares = [1.0] * count if weights is None else list(weights)
+    if len(shares) != count or not all(map(math.isfinite, shares)) or sum(shares) <= 0:
+        raise ValueError(
+            f"weights is {weights}: give one finite number for each of the {count} models, with a positive sum"
+        )
+    return shares
 
 
 def with_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:

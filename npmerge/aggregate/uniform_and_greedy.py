@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import nn
 
 from npmerge.aggregate.aggregated import Aggregated
-from npmerge.aggregate.summing import Sum
+from npmerge.aggregate.summing import Sum, checked_weights
 from npmerge.correct.batchnorm import reset_batchnorm
 from npmerge.data.streams import Data
 from npmerge.evaluate.scores import score
@@ -45,12 +44,7 @@ def uniform_soup(
     """
     if not models:
         raise ValueError("no models: give at least one")
-    shares = [1.0] * len(models) if weights is None else list(weights)
-    if len(shares) != len(models) or not all(map(math.isfinite, shares)) or sum(shares) <= 0:
-        raise ValueError(
-            f"weights is {weights}: give one finite number for each of the {len(models)} models, "
-            "with a positive sum"
-        )
+    shares = checked_weights(weights, len(models))
     total = Sum(models[0], shares[0])
     for model, share in zip(models[1:], shares[1:], strict=True):
         total.add(model, share)

@@ -1,0 +1,1 @@
+"""A Flower app whose server merges what its clients have trained."""
