@@ -102,7 +102,7 @@ class Schedule:
         alone: Callable[[Cell], bool] = lambda cell: False,  # noqa: ARG005
         busy: Callable[[Task], bool] = lambda task: False,  # noqa: ARG005
     ) -> None:
-        self.left = list(cells)
+        self.left = sorted(cells, key=alone)  # last: everything else waits for them
         known: dict[BaseModel, bool] = {}
         self._bases = {cell.label: tuple(dict.fromkeys(bases(cell))) for cell in cells}
         for some in self._bases.values():
