@@ -1,12 +1,14 @@
-# make book | pdf | test | lint | bench | clean | help
+# make book | pdf | test | lint | bench | torture | clean | help
 #
 #   PYTHON        the interpreter that .venv is made with      make book PYTHON=python3.12
 #   PROFILE       digits (minutes on two CPU cores), short, paper   make book PROFILE=short
 #   NPMERGE_DATA  the folder that holds the CIFAR files        make test NPMERGE_DATA=~/data
 #   GPU           run the tests that need a CUDA device too    make test GPU=1
+#   SECONDS       that the fuzzers may take (300)              make torture SECONDS=3600
 
 PYTHON ?= python3
 PROFILE ?= digits
+SECONDS ?= 300
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -17,7 +19,7 @@ MARKED := $(patsubst %,and not %,$(LEFT_OUT))
 SIDE_BY_SIDE := $(if $(GPU),,-n auto --dist loadfile)
 
 .DELETE_ON_ERROR:
-.PHONY: help install book pdf test lint bench clean
+.PHONY: help install book pdf test lint bench torture clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +59,9 @@ test: lint ## everything: lint, unit tests, notebooks, the book and its pages in
 
 bench: $(INSTALLED) ## speed and memory beside what one would use instead
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+torture: $(INSTALLED) ## kills, flipped bits, full disks, fuzzers: half an hour, and a new table of what came of it
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture --output results/benchmarks/torture.csv --seconds $(SECONDS)
 
 clean: ## remove the built book and the tools' caches; results and trained models stay
 	rm -rf _build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,6 +42,7 @@ class Resume:
         conditions: Mapping[str, Any],
     ) -> None:
         self._path, self._every = Path(path), every
+        self._part = self._path.with_name(f".{self._path.name}.part")
         self._begun = self._written = time.monotonic()
         self._model, self._optimizer, self._data = model, optimizer, data
         self._device = device_of(model)
@@ -66,6 +67,8 @@ class Resume:
             The mean losses of the epochs that are done; empty where there is no such file, or with a warning where it
             is damaged or of another training.
         """
+        if self._part.exists():  # of a training that was killed while it wrote
+            self._part.unlink()
         if not self._path.exists():
             return []
         try:
@@ -75,8 +78,9 @@ class Resume:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if state["training"] != self._training:
                 raise ValueError("it is of another training")
-        except (OSError, ValueError) as error:
-            log.warning("%s: %s, so the training begins anew", self._path, error)
+        except Exception as error:  # noqa: BLE001 - what torch.load raises is not bounded
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("%s: %s, so the training begins anew", self._path, reason)
             return []
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -108,9 +112,12 @@ class Resume:
         }
         torch.save(state, content)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_name(f".{self._path.name}.part")
-        part.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
-        part.replace(self._path)
+        digest = hashlib.sha256(content.getbuffer()).digest()
+        try:
+            self._part.write_bytes(digest + content.getbuffer())
+            self._part.replace(self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
         self._written = time.monotonic()
 
 

@@ -24,6 +24,7 @@ from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report import coefficients, transformers
 from npmerge.report.cards import cards_page
+from npmerge.report.clusters import cluster_findings
 from npmerge.report.comparison import (
     GRID,
     answer,
@@ -42,6 +43,7 @@ from npmerge.report.report_card import (
     first_page,
     numbers_page,
 )
+from npmerge.report.robustness import robustness_parts
 from npmerge.report.vector import standalone
 from npmerge.report.words import NOTHING
 from npmerge.run.engine import run_experiments
@@ -332,13 +334,16 @@ def write_record_pages(stage: Path, records: Mapping[str, Sequence[Record]]) -> 
         records: by profile.
     """
     rows, numbers = hold_claims(records), every_number(records)
+    torture = stage / "results" / "benchmarks" / "torture.csv"
     made = {
         ("index", "% report card"): first_page(rows),
         ("index", "% result"): draw_result(stage, records),
         ("claims", "% claims"): claims_page(rows),
         ("numbers", "% numbers"): numbers_page(numbers),
         ("every_method", "% cards"): cards_page(),
+        ("clusters", "% kills"): cluster_findings(stage / "results" / "benchmarks" / "cluster.csv"),
         ("protocol", "% disagreements"): disagreements(rows),
+        **{("robustness", f"% {part}"): text for part, text in robustness_parts(torture).items()},
         ("when_to_use", "% grid"): answer(grid_points(_of(GRID, records))),
         ("when_to_use", "% transformers"): transformers.findings(_of("transformers", records)),
         ("when_to_use", "% coefficients"): coefficients.findings(_of("coefficients", records)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from npmerge.checks import CLASSES, WIDTH, check_finite, check_whole
 from npmerge.registry import Entry, Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,7 +57,12 @@ class DataSet(Entry):
             given: goes before the variable.
         """
         named = given or (os.environ.get(self.variable) if self.variable else None)
-        return Path(named).expanduser() if named else None
+        try:
+            return Path(named).expanduser() if named else None
+        except RuntimeError as error:  # a user's home folder that is not there
+            raise ValueError(
+                f"the folder of {self.name} is {str(named)!r}, and there is no such home folder: give its whole path"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +83,22 @@ class Model(Entry):
     smallest: int = 1
     sizes: tuple[int, ...] = ()
 
-    def check(self, width: float, image_size: int) -> None:
+    def check(self, classes: int, width: float, *, in_channels: int, image_size: int) -> None:
         """Raise if there is no such network.
 
         Args:
+            classes: number of outputs.
             width: multiplies the channels.
+            in_channels: colour channels of the images.
             image_size: height and width of the images in pixels.
 
         Raises:
-            ValueError: a width that is not positive, or a size that it does not take.
+            ValueError: a number that is out of bounds, or a size that it does not take.
         """
-        if width <= 0:
-            raise ValueError(f"width is {width}: it must be positive")
+        check_whole("classes", classes, 1, CLASSES)
+        check_finite("width", width, above=0, most=WIDTH)
+        check_whole("in_channels", in_channels, 1)
+        check_whole("image_size", image_size)
         if image_size < self.smallest:
             raise ValueError(
                 f"{self.name} needs images of at least {self.smallest} pixels, not {image_size}"
@@ -205,12 +215,3 @@ def check_profile(name: str) -> None:
     """Raise a ``ValueError`` that lists the profiles if there is none of that name."""
     if name not in profile_names():
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(profile_names())}")
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise a ``ValueError`` if there is no seed, a negative one, or one that is given twice."""
-    twice = sorted({seed for seed in seeds if list(seeds).count(seed) > 1})
-    if twice:
-        raise ValueError(f"seed {twice[0]} is given twice: give each seed once")
-    if not seeds or min(seeds) < 0:
-        raise ValueError(f"seeds are {list(seeds)}: give at least one, none below 0")

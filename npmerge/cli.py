@@ -1,4 +1,4 @@
-"""The command line: ``npmerge run | status | models | records | methods | merge | book | claims | data``.
+"""The command line: ``npmerge run | status | plan | models | records | methods | merge | book | claims | data``.
 
 Nothing here imports PyTorch before a command's work begins, so that names, help and wrong arguments answer at once.
 """
@@ -6,13 +6,17 @@ Nothing here imports PyTorch before a command's work begins, so that names, help
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
+import io
 import json
 import logging
+import math
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
@@ -25,11 +29,11 @@ from npmerge.catalogue import (
     DATASETS,
     MODELS,
     check_profile,
-    check_seeds,
     chosen_experiments,
     experiment_names,
     profile_names,
 )
+from npmerge.checks import check_seeds
 from npmerge.merge_command import SCHEDULES, Beside, MergeOptions, check_request
 from npmerge.methods import GROUPS, KINDS, of_kind
 
@@ -49,22 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, or 1 with one line on stderr that says what to do, or 130 after an interrupt from the
-        keyboard or by ``SIGTERM``.
+        keyboard or by ``SIGTERM``. Where the environment variable ``NPMERGE_TRACEBACK`` is set, the line has the
+        traceback before it.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without Unicode is told what it can show
+        codecs.register_error(PROGRAM, _plain)
+        sys.stdout.reconfigure(errors=PROGRAM)
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s"
     )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _check_places(options)
         options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError) as error:
         if not _expected(error):
             raise
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        if "NPMERGE_TRACEBACK" in os.environ:
+            traceback.print_exc()
+        full = "the memory is full: take a narrower network or smaller batches"
+        sys.stderr.write(f"{PROGRAM}: {full if _is_memory(error) else error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: stopped; {options.stopped}\n")
@@ -76,7 +88,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _expected(error: Exception) -> bool:
     """Whether an error is one that its message explains: a wrong argument, or one of npmerge's own."""
-    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("npmerge.")
+    own = type(error).__module__.startswith("npmerge.")
+    return own or isinstance(error, ValueError | OSError) or _is_memory(error)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether the memory is full, which PyTorch says of a CPU's in words alone."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an output cannot show."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    shown = error.object[error.start : error.end].translate(_ASCII)
+    return shown.encode("ascii", "replace").decode(), error.end
+
+
+_ASCII = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "x", "\u00b1": "+-", "\u2265": ">=",
+     "\u2264": "<=", "\u2192": "->", "\u03b1": "alpha"}
+)  # fmt: skip
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Words that no file can be called, and files where folders belong, are refused before anything is looked for."""
+    for name, given in vars(options).items():
+        for word in given if isinstance(given, list) else [given]:
+            if isinstance(word, str) and re.search("[\0\ud800-\udfff]", word):
+                raise ValueError(f"{name} is {word!r}: give UTF-8, and rename a file whose name is not")
+    for name in ("results", "zoo", "models"):
+        folder = getattr(options, name, None)
+        if folder is not None and Path(folder).is_file():
+            raise ValueError(f"{name} is {folder}, a file: give a folder")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -84,6 +128,9 @@ def _run(options: argparse.Namespace) -> None:
     _check_device(options.device)
     if options.time_budget is not None and not options.time_budget > 0:
         raise ValueError(f"time_budget is {options.time_budget:g}: give more than 0")
+    from npmerge.run.cluster import check_cluster
+
+    check_cluster(options.cluster, options.scheduler, options.workers)
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from npmerge.run.engine import run_experiments
@@ -95,6 +142,8 @@ def _run(options: argparse.Namespace) -> None:
             recompute=options.recompute,
             deterministic=options.deterministic,
             workers=options.workers,
+            cluster=options.cluster,
+            scheduler=options.scheduler,
             dry_run=options.dry_run,
             time_budget=options.time_budget,
             progress=not options.quiet,
@@ -146,6 +195,53 @@ def _status(options: argparse.Namespace) -> None:
     _write_table(rows, str.rjust)
     for name, reason in (pair for one in found for pair in one.failed.items()):
         sys.stdout.write(f"failed: {name}: {reason}\n")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    chosen = _check_cells(options)
+    _check_device(options.device)
+    for name in ("workers", "speed"):
+        for value in getattr(options, name):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value:g}: give a number above 0")
+    if options.measure and options.measured:
+        raise ValueError("both --measure and --measured are given: times are made, or read")
+    from npmerge.device import pick_device
+    from npmerge.report.planning import (
+        plan_table,
+        prediction_table,
+        rates_sentence,
+        speed_sentence,
+    )
+    from npmerge.run.planning import plan_experiments
+    from npmerge.run.rates import Rates, read_timed, records_on, time_cells, times_of, write_timed
+    from npmerge.store.origins import device_label
+
+    if options.measure:
+        write_timed(Path(options.measure), time_cells(chosen, options.device))
+    source = options.measure or options.measured
+    timed = read_timed(source) if source else []
+    device = timed[0].device if timed else device_label(pick_device(options.device))
+    records = records_on(device, options.results)
+    known = list(times_of(records))
+    if not timed and not known:
+        raise ValueError(
+            f"no records of {device} in {options.results}: time it with `npmerge plan --measure FILE`"
+        )
+    sys.stdout.write(rates_sentence(timed or known, source or options.results) + "\n")
+    for speed in options.speed:
+        plans = plan_experiments(
+            options.experiment or ALL, profile=options.profile, seeds=options.seeds,
+            pattern=options.cells, workers=options.workers, rates=Rates(timed or known),
+            records=() if timed else records, speed=speed,
+        )  # fmt: skip
+        text = plan_table(plans).to_string()
+        sys.stdout.write(f"\n{speed_sentence(device, speed)}\n{text}\n")
+    if known:
+        text = prediction_table(known, timed).to_string()
+        sys.stdout.write(
+            f"\nPredicted / measured in records (lowest to highest; how many):\n{text}\n"
+        )
 
 
 def _write_table(rows: Sequence[Sequence[str]], adjust: Callable[[str, int], str]) -> None:
@@ -320,7 +416,7 @@ def _pairs(given: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"option {text!r} has no value: write NAME=VALUE")
         try:
             found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
             found[name] = value
     return found
 
@@ -342,6 +438,9 @@ def _book(options: argparse.Namespace) -> None:
             "models": str(Path(options.models).resolve()),
         }
     )
+    from npmerge.device import pick_device
+
+    pick_device(options.device)
     from npmerge.book import make_book, make_pdf
 
     page = make_book(
@@ -433,6 +532,14 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=int, metavar="N",
         help="processes that do cells side by side (default: as the cores allow on a CPU, 1 on a GPU)",
     )  # fmt: skip
+    run.add_argument(
+        "--cluster", metavar="KIND:N",
+        help="do cells on N workers that are started with Dask: local:N on this machine, slurm:N as jobs of SLURM",
+    )  # fmt: skip
+    run.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="do cells on the workers of a Dask scheduler, e.g. tcp://10.0.0.1:8786",
+    )  # fmt: skip
     run.set_defaults(command=_run)
 
     status = commands.add_parser("status", help="count what is done, running, missing and failed")
@@ -442,6 +549,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_cells(status)
     _add_places(status)
     status.set_defaults(command=_status)
+
+    plan = commands.add_parser("plan", help="say what experiments would cost on so many devices")
+    plan.add_argument(
+        "experiment", nargs="*", metavar="EXPERIMENT", help=f"{experiments} (default: ALL)"
+    )
+    _add_cells(plan)
+    _add_which(plan)
+    plan.add_argument(
+        "--device", default="auto",
+        help="that was timed, or is to be: cpu, cuda, ... (default: a GPU if there is one)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 8, 64], metavar="N",
+        help="devices that each do one thing at a time (default: 1 8 64)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--measure", metavar="FILE",
+        help="time a few steps of every network on the device, write the times there and plan by them",
+    )  # fmt: skip
+    plan.add_argument(
+        "--measured", metavar="FILE",
+        help="plan by the times that --measure wrote, on this device or another (default: by the records)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--speed", type=float, nargs="+", default=[1.0], metavar="X",
+        help="assume devices X times as fast as the one that was timed (default: 1)",
+    )  # fmt: skip
+    _add_results(plan)
+    plan.set_defaults(command=_plan, stopped="nothing was written")
 
     models = commands.add_parser("models", help="list the trained base models, or publish them")
     models.add_argument(

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npmerge.prepare import checked
+
 
 def pick_device(name: str) -> torch.device:
     """The device of a name.
@@ -29,17 +31,20 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device {name!r} is not here ({str(error).splitlines()[0]}): use 'auto' or 'cpu'"
-        ) from error
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"device {name!r} is not here ({reason}): use 'auto' or 'cpu'") from error
     return device
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's first parameter; the CPU for a model without parameters."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """The device of a model's first parameter; the CPU for a model without parameters.
+
+    Raises:
+        ValueError: it is no model to compute with; see :func:`npmerge.prepare.checked`.
+    """
+    return next((p.device for p in checked(model).parameters()), torch.device("cpu"))
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from npmerge.card import model_card, versions
 from npmerge.catalogue import DATASETS, MODELS
+from npmerge.checks import CLASSES, EPOCHS, IMAGE_SIZE, WIDTH, check_finite, check_whole
 from npmerge.methods import Kind, find
 from npmerge.store.files import probe, write_atomically
 
@@ -130,29 +130,24 @@ def check_request(
         given = options.options.get(step, {})
         if name is None or (step == "align" and _is_saved(name) and not given):
             continue
-        method = find(name, step)
-        for option, value in given.items():
-            if option not in method.options:
-                known = ", ".join(method.options) or "none"
-                raise ValueError(f"{name} has no option {option!r}: its options are {known}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{option} is {value:g}: it must be finite")
-    learning = options.options.get("aggregate", {})
-    if learning.get("epochs", 0) < 0:
-        raise ValueError(f"epochs is {learning['epochs']}: it cannot be negative")
-    if not learning.get("lr", 1) > 0:
-        raise ValueError(f"lr is {learning['lr']:g}: it must be positive")
-    if options.schedule is not None:
-        if options.schedule not in SCHEDULES:
-            raise ValueError(
-                f"unknown schedule {options.schedule!r}: choose one of {', '.join(SCHEDULES)}"
-            )
-        if "epochs" not in find(options.aggregate, "aggregate").options:
-            raise ValueError(f"{options.aggregate} does not learn: it has no schedule")
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size is {options.batch_size}: it must be at least 1")
-    if options.width is not None and not 0 < options.width < 1000:
-        raise ValueError(f"width is {options.width:g}: it must be positive, and below 1000")
+        find(name, step).check(given)
+    if options.schedule is not None and options.schedule not in SCHEDULES:
+        raise ValueError(
+            f"unknown schedule {options.schedule!r}: choose one of {', '.join(SCHEDULES)}"
+        )
+    for what in ("schedule", "patience"):
+        known = find(options.aggregate, "aggregate").options
+        if getattr(options, what) is not None and "epochs" not in known:
+            raise ValueError(f"{options.aggregate} does not learn: it has no {what}")
+    check_whole("seed", options.seed)
+    check_whole("batch_size", options.batch_size, 1)
+    for what, most in (("classes", CLASSES), ("image_size", IMAGE_SIZE), ("patience", EPOCHS)):
+        if (value := getattr(options, what)) is not None:
+            check_whole(what, value, 1, most)
+    for value in (*(options.mean or ()), *(options.std or ())):
+        check_finite("mean or std", value)
+    if options.width is not None:
+        check_finite("width", options.width, above=0, most=WIDTH)
     if options.data not in DATASETS and ":" not in options.data and not Path(options.data).is_dir():
         raise ValueError(
             f"unknown data set {options.data!r}: choose one of {', '.join(DATASETS)}, "
@@ -481,15 +476,13 @@ def _tried(model: nn.Module, name: str, options: MergeOptions, parts: Parts) -> 
     import torch
 
     from npmerge.data.streams import as_logits, mapped, outputs_of, stream
+    from npmerge.named import user_code
 
     batch = mapped(next(stream(parts.train, "cpu")), lambda tensor: tensor[:1])
     shapes = [tuple(t.shape) for t in (batch.values() if isinstance(batch, Mapping) else batch)]
     wanted = f"{name} must take a batch of {options.data}, {', '.join(map(str, shapes))}"
-    try:
-        with torch.no_grad():
-            outputs = outputs_of(model.eval(), batch)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{wanted}: {str(error).splitlines()[0]}") from error
+    with user_code(wanted), torch.no_grad():
+        outputs = outputs_of(model.eval(), batch)
     classes = parts.classes
     if options.loss is None and options.metric is None and classes is not None:
         try:

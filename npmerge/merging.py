@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from npmerge.aggregate import Aggregated, mean
 from npmerge.align import Alignment, Covariances, covariances
+from npmerge.checks import check_whole
 from npmerge.data.streams import Data, example_of
+from npmerge.device import pick_device
 from npmerge.evaluate import Metric, measure, score
 from npmerge.many import Load, Pairing
 from npmerge.methods import Method, find
 from npmerge.prepare import Kinds, kinds_of, prepared, put_back
+from npmerge.store.checkpoints import not_finite
 from npmerge.store.files import write_atomically
 from npmerge.symmetry import Group, symmetry_on
 from npmerge.tasks import NO_BASE
@@ -188,11 +191,12 @@ def merge(
         ValueError: something else than models, an unknown method or option, models that differ in architecture, data
             that is empty or mislabelled, a method without what it needs.
         SymmetryError: the model holds an operation whose symmetry is not known.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or the merged model is not.
 
     Source:
         Section III-A.
     """
+    device = None if device is None else pick_device(str(device))
     loads = _loaders(models, device)
     if len(loads) < PAIR:
         raise ValueError(f"models has {len(loads)}: give at least two")
@@ -208,6 +212,11 @@ def merge(
         model = steps.merge(loads[0](), loads[1]())
     else:
         model = steps.merge_many(loads, many or steps.default_many, many_options or {})
+    broken = not_finite(model.state_dict())
+    if broken:
+        raise TrainingError(
+            f"the merged model holds values in {broken!r} that are not finite: check models, data and options"
+        )
     return Merged(
         put_back(model.eval(), loads[0].kinds),
         steps.alignment,
@@ -252,6 +261,7 @@ class Merger:
         progress: bool = False,
         statistics: Callable[[], Covariances] | None = None,
     ) -> None:
+        check_whole("seed", seed)
         self._data, self._learn_on, self._seed = data, data if learn_on is None else learn_on, seed
         self._base, self._held_out, self._statistics = base, held_out, statistics
         self._aggregate = find(aggregate, "aggregate")
@@ -469,11 +479,13 @@ class Merger:
 
     def _check(self, method: Method, options: Mapping[str, Any]) -> None:
         for name, value in options.items():
-            if name not in method.options:
-                known = ", ".join(method.options) or "none"
-                raise ValueError(f"{method.name} has no option {name!r}: its options are {known}")
-            if isinstance(value, Choice) and not value.values:
+            values = value.values if isinstance(value, Choice) else (value,)
+            if not values:
                 raise ValueError(f"{name} of {method.name} has no value to choose from")
+            for one in values:
+                method.check({name: one})
+            if isinstance(value, Choice):
+                method.check(value.trial)
         if "base" in method.needs and self._base is None:
             raise ValueError(f"{method.name} needs a base: {NO_BASE}")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from npmerge.checks import EPOCHS, check_finite, check_whole
 from npmerge.registry import Entry, Option, Registry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +91,26 @@ class Method(Entry):
     def options(self) -> Mapping[str, Option]:
         """What a user may set, by name."""
         return {name: option for name, option in self.keywords.items() if name not in GIVEN}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise if there is an option that the method does not have, or that cannot be what it is.
+
+        Args:
+            options: by name.
+
+        Raises:
+            ValueError: which one, and what to give instead.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise ValueError(f"{self.name} has no option {name!r}: its options are {known}")
+            if name == "epochs":
+                check_whole(name, value, most=EPOCHS)
+            elif name == "lr":
+                check_finite(name, value, above=0)
+            else:
+                self.options[name].check(name, value)
 
     @property
     def default_alignment(self) -> str:

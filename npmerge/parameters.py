@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from npmerge.catalogue import profile_names
+from npmerge.checks import check_seeds
 
 PUBLISHED = "../results"
 """Folder of the records that come with the project, seen from the notebooks."""
@@ -55,8 +56,7 @@ class Parameters(BaseModel):
     @field_validator("seeds")
     @classmethod
     def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds are {list(seeds)}: give each once, none below 0")
+        check_seeds(seeds)
         return seeds
 
     def profile_of(self, experiment: str) -> str:

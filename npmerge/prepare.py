@@ -26,6 +26,33 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+def checked(model: object, *, values: bool = True) -> nn.Module:
+    """A model, if it is one that can be computed with.
+
+    Args:
+        model: anything.
+        values: whether its parameters must have values.
+
+    Raises:
+        ValueError: it is no module, it has complex parameters, or they are on the device meta.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"a model is a {type(model).__name__}: give a module, or a function that returns one "
+            "(`npmerge merge` takes files)"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is {parameter.dtype}: give a model of real numbers"
+            )
+        if values and parameter.is_meta:
+            raise ValueError(
+                f"parameter {name!r} is on the device meta, it has no values: load the model's state dict first"
+            )
+    return model
+
+
 def prepared(model: object, device: torch.device | str | None = None) -> nn.Module:
     """A model to compute with: unwrapped, in float32 where it is in half precision, on a device.
 
@@ -37,14 +64,9 @@ def prepared(model: object, device: torch.device | str | None = None) -> nn.Modu
         The model itself, or a copy where something had to change.
 
     Raises:
-        ValueError: it is no module.
+        ValueError: as :func:`checked`.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"a model is a {type(model).__name__}: give a module, or a function that returns one "
-            "(`npmerge merge` takes files)"
-        )
-    model = unwrapped(model)
+    model = unwrapped(checked(model))
 
     def changed(tensor: Tensor) -> Tensor:
         dtype = torch.float32 if tensor.dtype in HALF else tensor.dtype

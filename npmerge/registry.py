@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from npmerge.checks import MOST, check_finite, check_whole
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -25,6 +27,25 @@ class Option:
 
     type: str
     default: Any
+
+    def check(self, name: str, value: object) -> None:
+        """Raise if the option cannot be this; of types that are neither numbers nor text nothing is known.
+
+        Args:
+            name: of the option.
+            value: as it was given.
+
+        Raises:
+            ValueError: it is of another type, or a number that is not finite.
+        """
+        if self.type == "int":
+            check_whole(name, value, -MOST)
+        elif self.type == "float":
+            check_finite(name, value)
+        elif self.type in ("bool", "str") and type(value).__name__ != self.type:
+            raise ValueError(
+                f"{name} is {value!r}: give {'True or False' if self.type == 'bool' else 'text'}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from npmerge._resume import Resume
+from npmerge.checks import EPOCHS, check_finite, check_whole
 from npmerge.data.streams import (
     Batch,
     Data,
@@ -34,6 +35,7 @@ from npmerge.device import (
     gains_from_bfloat16,
     sound_convolutions,
 )
+from npmerge.named import user_code
 
 Loss = Callable[[Any, Batch], Tensor]
 """``loss(outputs, batch)``: one number, from what the model answered to a batch."""
@@ -119,11 +121,11 @@ def fit(
         TrainingError: a loss is not finite; the message names epoch, step and learning rate.
         OutOfMemoryError: a step does not fit into the device's memory; the message says which batch size does.
         OSError: ``saved`` cannot be written.
-        ValueError: the data is empty, its batches are malformed, a label is out of range, ``patience`` has nothing to
-            go by, or both ``validate`` and ``saved`` are given.
+        ValueError: the data is empty, its batches are malformed, a label, ``epochs`` or a learning rate is out of
+            range, the model is in float16, the loss gives no number to learn by, ``patience`` has nothing to go by, or
+            both ``validate`` and ``saved`` are given.
     """
-    if epochs < 0:
-        raise ValueError(f"epochs is {epochs}: it cannot be negative")
+    check_whole("epochs", epochs, most=EPOCHS)
     if patience is not None and (validate is None or patience < 1):
         raise ValueError(f"patience is {patience}: give at least 1, and validation data")
     if validate is not None and saved is not None:
@@ -134,9 +136,15 @@ def fit(
             "a learning-rate schedule needs data of known length: give data with len()"
         )
     device = device_of(model)
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ValueError(
+            "a model in float16 does not learn: give model.float(), and mixed_precision for speed"
+        )
     mixed = gains_from_bfloat16(device) if mixed_precision is None else mixed_precision
     forward = torch.compile(model) if compile else model
     peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    for peak in peaks:
+        check_finite("lr", peak, above=0)
 
     def step(batch: Batch) -> Tensor:
         with autocast(device, mixed):
@@ -144,7 +152,7 @@ def fit(
             value = (
                 cross_entropy(*classified(outputs, batch, data))
                 if loss is None
-                else loss(outputs, batch)
+                else _own(loss, outputs, batch)
             )
         optimizer.zero_grad()
         torch.autograd.backward(value)
@@ -309,6 +317,19 @@ def _after_warm_up(
     warmup_epochs: float, fall: Callable[[float], float]
 ) -> Callable[[float], float]:
     return lambda epoch: epoch / warmup_epochs if epoch < warmup_epochs else fall(epoch)
+
+
+def _own(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
+    """A user's loss, if it can be learned by."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    with user_code(f"loss {name!r}"):
+        value = loss(outputs, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"loss {name!r} gives {found}: give one number, a tensor that is computed of the model's outputs"
+        )
+    return value
 
 
 def _bar(label: str | None, total: int, initial: int) -> tqdm[Any]:

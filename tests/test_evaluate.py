@@ -122,7 +122,7 @@ def test_the_model_of_every_point_is_corrected_when_asked_for() -> None:
 
 
 def test_a_path_has_its_two_ends() -> None:
-    with pytest.raises(ValueError, match="points is 1: a path has at least its two ends"):
+    with pytest.raises(ValueError, match="points is 1: give a whole number from 2"):
         path(net(0), net(1), loader(), points=1)
 
 

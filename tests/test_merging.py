@@ -147,7 +147,7 @@ def test_a_choice_is_made_on_held_out_data_and_diverging_values_are_not_chosen()
     held_out = HeldOut(data[:4], data[4:])
     merged = npm.merge(
         [a, b], data, aggregate="finetune", held_out=held_out,
-        aggregate_options={"lr": Choice((0.05, math.inf), {"epochs": 1}), "epochs": 2},
+        aggregate_options={"lr": Choice((0.05, 1e30), {"epochs": 1}), "epochs": 2},
     )  # fmt: skip
     found = merged.chosen["lr"]
     assert found["chosen"] == 0.05
@@ -159,7 +159,7 @@ def test_a_choice_is_made_on_held_out_data_and_diverging_values_are_not_chosen()
     with pytest.raises(TrainingError, match=r"every lr of .* diverged"):
         npm.merge(
             [a, b], data, aggregate="finetune", held_out=held_out,
-            aggregate_options={"lr": Choice((math.inf,), {"epochs": 1})},
+            aggregate_options={"lr": Choice((1e30,), {"epochs": 1})},
         )  # fmt: skip
 
 

@@ -129,11 +129,11 @@ def test_no_epochs_change_nothing_and_negative_ones_are_refused() -> None:
     model = net()
     assert fit(model, loader(), sgd(model), epochs=0) == []
     assert_same_state(model.state_dict(), net().state_dict())
-    with pytest.raises(ValueError, match="epochs is -1: it cannot be negative"):
+    with pytest.raises(ValueError, match="epochs is -1: give a whole number from 0 to 1000000"):
         fit(model, loader(), sgd(model), epochs=-1)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [3e38, -3e38])  # finite, but not what is computed of them
 def test_a_loss_that_is_not_finite_stops_and_names_epoch_step_and_learning_rate(
     value: float,
 ) -> None:

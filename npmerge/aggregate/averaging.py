@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from npmerge.checks import check_finite
 from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
 
@@ -28,17 +29,18 @@ def mean(a: nn.Module, b: nn.Module, *, alpha: float = 0.5) -> nn.Module:
     Args:
         a: model A.
         b: model B, of the same architecture and aligned to A.
-        alpha: the share of model A, any number; the paper's baselines use 0.5.
+        alpha: the share of model A, any finite number; the paper's baselines use 0.5.
 
     Returns:
         A new model on A's device; ``a`` and ``b`` are not changed.
 
     Raises:
-        ValueError: the models differ in architecture or shape.
+        ValueError: the models differ in architecture or shape, or alpha is not finite.
 
     Source:
         Eq. 1.
     """
+    check_finite("alpha", alpha)
     check_same_architecture(a, b)
     merged = copy.deepcopy(a)
     first, second = a.state_dict(), b.state_dict()

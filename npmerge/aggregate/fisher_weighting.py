@@ -12,7 +12,16 @@ from torch.utils._pytree import tree_map
 
 from npmerge.aggregate.aggregated import Aggregated, learnable
 from npmerge.aggregate.averaging import mean
-from npmerge.data.streams import Batch, Data, as_logits, inputs_of, labels_of, size_of, stream
+from npmerge.data.streams import (
+    Batch,
+    Data,
+    as_logits,
+    inputs_of,
+    labels_of,
+    outputs_of,
+    size_of,
+    stream,
+)
 from npmerge.device import measuring
 from npmerge.methods import method
 from npmerge.symmetry import check_same_architecture
@@ -165,7 +174,7 @@ def _squared_gradients(
         return as_logits(outputs).log_softmax(-1)[0]
 
     with torch.no_grad():
-        logits = as_logits(model(*positional, **named))
+        logits = as_logits(outputs_of(model, batch))
     if logits.ndim != 2:
         raise ValueError(
             f"the model gives {tuple(logits.shape)} where one label an example is needed"

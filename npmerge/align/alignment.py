@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from npmerge.store.checkpoints import read_checked, write_checked
 from npmerge.symmetry import Group, Slot
+
+_KIND = {"kind": "alignment"}
+"""What a file of one is said to be made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,16 +173,16 @@ class Alignment:
         return cls(groups, maps, tuple(tensors[f"inverse.{i}"] for i in range(len(groups))))
 
     def save(self, path: str | Path) -> None:
-        """Write the alignment to a safetensors file.
+        """Write the alignment to a safetensors file, which says if a byte of it is changed.
 
         Args:
             path: The file; an existing one is replaced only once the new one is complete.
+
+        Raises:
+            OSError: If it cannot be written.
         """
-        path = Path(path)
         tensors, words = self.pack()
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, {name: json.dumps(value) for name, value in words.items()})
-        partial.replace(path)
+        write_checked(Path(path), tensors, {"made_of": _KIND, **words})
 
     @classmethod
     def load(cls, path: str | Path) -> Alignment:
@@ -195,14 +196,11 @@ class Alignment:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated or is not an alignment.
+            ValueError: If the file is damaged or is not an alignment.
         """
         try:
-            with safe_open(path, "pt") as file:
-                words = {"groups": json.loads(file.metadata()["groups"])}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return cls.unpack(tensors, words)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            return cls.unpack(*read_checked(Path(path), _KIND))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = str(error).split("\n")[0]
             raise ValueError(
                 f"{path} is not a complete alignment file ({reason}): make it again"

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from npmerge.data.streams import Data, outputs_of, size_of, stream
 from npmerge.device import measuring
 from npmerge.methods import method
+from npmerge.prepare import checked
 
 
 @method(
@@ -56,7 +57,9 @@ def batchnorms(model: nn.Module) -> list[_BatchNorm]:
     Args:
         model: any.
     """
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return [
+        m for m in checked(model).modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+    ]
 
 
 def re_estimate(model: nn.Module, layers: Sequence[_BatchNorm], data: Data) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npmerge.checks import check_finite, check_whole
 from npmerge.data.images import Images
 
 
@@ -32,7 +33,7 @@ class Batches:
         seed: of the order and the augmentation.
 
     Raises:
-        ValueError: no image is left to make a batch of, or ``batch_size`` is not positive.
+        ValueError: no image is left to make a batch of, or a number is out of bounds.
     """
 
     def __init__(
@@ -50,7 +51,12 @@ class Batches:
         drop_last: bool = False,
         seed: int = 0,
     ) -> None:
+        check_whole("padding", padding)
         pixels, labels = images.pixels, images.labels
+        if not len(mean) == len(std) == pixels.shape[1]:
+            raise ValueError(
+                f"mean is {mean} and std {std}: give one of each for {pixels.shape[1]} channels"
+            )
         if indices is not None:
             pixels, labels = pixels[indices], labels[indices]
         self._set_up(
@@ -75,8 +81,12 @@ class Batches:
         seed: int,
     ) -> None:
         """All but the pixels."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed)
+        for value in (*mean, *std):
+            check_finite("mean or std", value)
+        if min(std) <= 0:
+            raise ValueError(f"std is {std}: it must be positive")
         if not len(labels):
             raise ValueError("the data is empty: no image is left to make a batch of")
         self.batch_size = min(batch_size, len(labels))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from npmerge.device import channels_last
+from npmerge.named import user_code
 
 Batch = tuple[Tensor, ...] | Mapping[str, Tensor]
 """``(inputs..., labels)``, or a dictionary of keyword inputs and ``"labels"``; each tensor has a row an example."""
@@ -36,18 +37,22 @@ def stream(data: Data, device: torch.device | str) -> Iterator[Batch]:
         integers as ``int64``.
 
     Raises:
-        ValueError: ``data`` is empty, a one-shot iterator, or yields something else than batches.
+        ValueError: ``data`` is empty, a one-shot iterator, or yields something else than batches, or inputs that are
+            not finite; it fails by itself.
     """
-    if isinstance(data, Iterator):
+    once = isinstance(data, Iterator)
+    if once or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise ValueError(
-            f"data is a one-shot {type(data).__name__}: give something that can be iterated again, "
+            f"data is a {'one-shot ' * once}{type(data).__name__}: give something that can be iterated again, "
             "such as a DataLoader or a list"
         )
     empty = True
-    for batch in data:
+    for batch in _drawn(data):
         _check(batch)
         if not size_of(batch):
             continue
+        if not hasattr(data, "label_range"):  # npmerge's own batches are made of bytes
+            _check_values(batch)
         empty = False
         moved = mapped(batch, lambda t: channels_last(t.to(device, non_blocking=True)))
         if isinstance(moved, Mapping):
@@ -58,6 +63,11 @@ def stream(data: Data, device: torch.device | str) -> Iterator[Batch]:
         raise ValueError(
             "the data is empty: it yields no image; check the loader or the index set it was made from"
         )
+
+
+def _drawn(data: Data) -> Iterator[Batch]:
+    with user_code(f"data ({type(data).__name__})"):
+        yield from data
 
 
 def first_examples(data: Data, count: int, device: torch.device | str) -> Iterator[Batch]:
@@ -88,9 +98,15 @@ def outputs_of(model: Callable[..., Any], batch: Batch) -> Any:
 
     Returns:
         The logits where the output is an object or a dictionary that has ``logits``, else the output itself.
+
+    Raises:
+        UserCodeError: the model fails.
     """
     positional, named = inputs_of(batch, model if isinstance(model, nn.Module) else None)
-    return _unwrapped(model(*positional, **named))
+    given = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in (*positional, *named.values()))
+    advice = f"it was given {given}; give what it takes, images as floating-point numbers"
+    with user_code(f"model {type(model).__name__}", advice):
+        return _unwrapped(model(*positional, **named))
 
 
 def as_logits(outputs: Any) -> Tensor:
@@ -266,9 +282,21 @@ def _check(batch: Any) -> None:
             "data must yield (inputs, labels) tuples or dictionaries of tensors, "
             f"got {kind}{f' of {inside}' if inside else ''}"
         )
+    if any(part.layout != torch.strided or part.is_meta for part in parts):
+        raise ValueError("a batch holds a tensor that is sparse or without values: give dense ones")
     if not parts[0].ndim or len({part.shape[:1] for part in parts}) > 1:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
         raise ValueError(f"the tensors of a batch must have one row an example: got {shapes}")
+
+
+def _check_values(batch: Batch) -> None:
+    """Raise at inputs that are not finite; in a dictionary they may be infinite, as masks are."""
+    positional, named = inputs_of(batch)
+    broken = any(t.is_floating_point() and not t.isfinite().all() for t in positional)
+    if broken or any(t.is_floating_point() and t.isnan().any() for t in named.values()):
+        raise ValueError(
+            "the inputs of a batch hold values that are not finite: check the data, and how it is normalised"
+        )
 
 
 def _unwrapped(outputs: Any) -> Any:

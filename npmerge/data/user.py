@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from npmerge.catalogue import DATASETS
+from npmerge.checks import IMAGE_SIZE, check_finite, check_whole
 from npmerge.data.images import DataError, load
 from npmerge.data.streams import Data
-from npmerge.named import attribute, called
+from npmerge.named import attribute, called, user_code
 
 log = logging.getLogger(__name__)
 
@@ -220,16 +222,19 @@ def _transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
 
     if preprocessing.transform is not None:
         given: Callable[[Any], Tensor] = attribute(preprocessing.transform, "transform")
-        return given
+        return partial(_transformed, given, preprocessing.transform)
     size = preprocessing.image_size
     if size is None:
         raise ValueError("the size of the images is not known: give image_size, or a transform")
+    check_whole("image_size", size, 1, IMAGE_SIZE)
     mean, std = preprocessing.mean, preprocessing.std
     if mean is None or std is None:
         mean, std = mean or IMAGENET[0], std or IMAGENET[1]
         log.info(
             "images are normalised with ImageNet's mean and std: give --mean and --std for others"
         )
+    for value in (*mean, *std):
+        check_finite("mean or std", value)
     if len(mean) != len(std) or len(mean) not in (1, 3) or min(std) <= 0:
         raise ValueError(f"mean is {mean} and std {std}: give one or three of each, std positive")
     steps: Sequence[Any] = [
@@ -241,3 +246,13 @@ def _transform(preprocessing: Preprocessing) -> Callable[[Any], Tensor]:
     ]
     composed: Callable[[Any], Tensor] = transforms.Compose(steps)
     return composed
+
+
+def _transformed(transform: Callable[[Any], Tensor], name: str, image: Any) -> Tensor:
+    with user_code(f"transform {name!r}"):
+        found = transform(image)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"transform {name!r} gave a {type(found).__name__}: give a tensor (C, H, W)"
+        )
+    return found

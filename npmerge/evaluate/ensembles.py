@@ -12,6 +12,7 @@ from npmerge.data.streams import Data, as_logits, stream
 from npmerge.device import measuring
 from npmerge.evaluate.scores import Score, answer, score
 from npmerge.methods import method
+from npmerge.prepare import checked
 
 
 class Ensemble(nn.Module):
@@ -28,7 +29,7 @@ class Ensemble(nn.Module):
         super().__init__()
         if not models:
             raise ValueError("an ensemble needs at least one model")
-        self.models = nn.ModuleList(models)
+        self.models = nn.ModuleList(map(checked, models))
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor:
         """What each model takes, such as images ``(N, C, H, W)``, to the mean logits ``(N, classes)``."""
@@ -95,7 +96,7 @@ def _check(models: Sequence[Callable[[], nn.Module]]) -> None:
     if not models:
         raise ValueError("no models: give at least one")
     for number, load in enumerate(models):
-        if isinstance(load, nn.Module):
+        if isinstance(load, nn.Module) or not callable(load):
             raise ValueError(
                 f"models[{number}] is a {type(load).__name__}: give functions that load the models"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from npmerge.aggregate.averaging import mean
+from npmerge.checks import check_whole
 from npmerge.data.streams import Data
 from npmerge.evaluate.scores import Metric, measure, score
 
@@ -55,8 +56,7 @@ def path(
     Source:
         Eq. 1 with a scalar alpha; Frankle et al. 2020.
     """
-    if points < 2:
-        raise ValueError(f"points is {points}: a path has at least its two ends")
+    check_whole("points", points, 2)  # its two ends
     result = []
     for alpha in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
         model = mean(a, b, alpha=alpha)

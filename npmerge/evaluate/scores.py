@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from npmerge.checks import CLASSES, check_whole
 from npmerge.data.streams import Batch, Data, classified, outputs_of, size_of, stream
 from npmerge.device import measuring
+from npmerge.named import user_code
 
 Metric = Callable[[Any, Batch], Tensor | float]
 """``metric(outputs, batch)``: one number, the mean over the batch, of what the model answered to it."""
@@ -47,6 +49,10 @@ def score(model: nn.Module, data: Data, *, topk: Sequence[int] = (1,)) -> Score:
     Raises:
         ValueError: the data is empty, a label is out of range, or a k is, or there is none.
     """
+    if isinstance(topk, int):
+        raise ValueError(f"topk is {topk}: give several, such as (1, {topk})")
+    for k in topk:
+        check_whole("topk", k)
     count = 0
     with measuring(model) as device:
         hits = torch.zeros(len(topk), dtype=torch.int64, device=device)
@@ -97,14 +103,18 @@ def class_accuracy(model: nn.Module, data: Data, classes: int) -> Tensor:
     Raises:
         ValueError: the data is empty or a label is out of range.
     """
+    check_whole("classes", classes, 1, CLASSES)
     with measuring(model) as device:
         hits, counts = (torch.zeros(classes, device=device) for _ in range(2))
         for batch in stream(data, device):
             logits, labels = answer(model, batch, data)
             labels = _hard(labels)
             right = logits.argmax(dim=1) == labels
+            found = torch.bincount(labels, minlength=classes)
+            if len(found) > classes:
+                raise ValueError(f"label {len(found) - 1} is out of range: classes is {classes}")
             hits += torch.bincount(labels[right], minlength=classes)
-            counts += torch.bincount(labels, minlength=classes)
+            counts += found
     return (100 * hits.double() / counts.double()).cpu()
 
 
@@ -134,7 +144,12 @@ def measure(model: nn.Module, data: Data, metric: Metric) -> float:
     total, count = 0.0, 0
     with measuring(model) as device:
         for batch in stream(data, device):
-            total += float(metric(outputs_of(model, batch), batch)) * size_of(batch)
+            outputs = outputs_of(model, batch)
+            with user_code(
+                f"metric or loss {getattr(metric, '__name__', type(metric).__name__)!r}"
+            ):
+                value = float(metric(outputs, batch))
+            total += value * size_of(batch)
             count += size_of(batch)
     return total / count
 

@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from npmerge.catalogue import check_seeds, chosen_experiments
+from npmerge.catalogue import chosen_experiments
+from npmerge.checks import check_seeds
 from npmerge.experiments.listing import Experiment
 from npmerge.experiments.profile import Profile, Setting, load_profile, load_profiles
 from npmerge.store.records import Cell

@@ -85,9 +85,8 @@ class Setting(Model):
     def name(self) -> str:
         """In file names, e.g. ``"cifar100-resnet20x8"``."""
         trunk = None if self.trunk is None else f"trunk{self.trunk}"
-        split = self.split
-        if split and self.concentration is not None:
-            split += f"{self.concentration:g}"
+        concentration = "" if self.concentration is None else f"{self.concentration:g}"
+        split = self.split and self.split + concentration
         return "-".join(filter(None, (self.dataset, self.model_name, split, trunk)))
 
     @property
@@ -243,7 +242,12 @@ def load_profile(name: str) -> Profile:
     check_profile(name)
     import yaml  # only who reads a profile waits for it
 
-    values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    try:
+        values: Any = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"profile {name!r} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"profile {name!r} holds no names with values")
     own = {key: values.pop(key) for key in _OWN if key in values}
     try:
         return Profile(name=name, sections=values, **own)

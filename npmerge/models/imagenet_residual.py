@@ -61,7 +61,7 @@ def resnet18(
     Source:
         He et al. 2016, Table 1; width as in the protocol page.
     """
-    MODELS["resnet18"].check(width, image_size)
+    MODELS["resnet18"].check(classes, width, in_channels=in_channels, image_size=image_size)
     widths = scaled(64, width), scaled(128, width), scaled(256, width), scaled(512, width)
     with torch.random.fork_rng(devices=[]):
         network = ResNet18(classes, widths, in_channels)

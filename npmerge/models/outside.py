@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from npmerge.named import attribute, takes
+from npmerge.named import attribute, first_line, takes, user_code
 
 LIBRARIES = ("torchvision", "timm")
 """Whose networks are known by name, as in ``timm:resnet18``."""
@@ -34,7 +34,7 @@ def build_outside(name: str, classes: int | None) -> nn.Module:
     """
     library, _, inner = name.partition(":")
     advice = "give torchvision:NAME, timm:NAME, or package.module:factory"
-    try:
+    with user_code(f"model factory {name!r}", advice):
         if library == "torchvision":
             from torchvision.models import get_model
 
@@ -45,11 +45,6 @@ def build_outside(name: str, classes: int | None) -> nn.Module:
             model = timm.create_model(inner, pretrained=False, num_classes=_needed(classes))
         else:
             model = _made(attribute(name, "model factory"), classes)
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if reason.startswith("model factory"):
-            raise
-        raise ValueError(f"model factory {name!r} does not work ({reason}): {advice}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model factory {name!r} gave a {type(model).__name__}, not a module: {advice}"
@@ -101,7 +96,7 @@ def load_folder(path: Path | str) -> nn.Module:
                 path, local_files_only=True, dtype="auto", output_loading_info=True
             )
     except Exception as error:  # transformers raises what the libraries below it raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error) or type(error).__name__
         raise ValueError(f"{path} cannot be loaded by transformers ({reason})") from error
     for problem in ("missing_keys", "mismatched_keys"):
         for key in sorted(map(str, found[problem])):

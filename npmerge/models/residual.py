@@ -87,7 +87,7 @@ def resnet20(
         He et al. 2016, Section 4.2; Zagoruyko & Komodakis 2016 (width); shortcut and initialisation as in the
         protocol page.
     """
-    MODELS["resnet20"].check(width, image_size)
+    MODELS["resnet20"].check(classes, width, in_channels=in_channels, image_size=image_size)
     widths = scaled(16, width), scaled(32, width), scaled(64, width)
     with torch.random.fork_rng(devices=[]):  # modules draw from the global generator when made
         network = ResNet(classes, widths, 3, in_channels)

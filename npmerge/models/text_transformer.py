@@ -48,7 +48,7 @@ def text_encoder(
     Source:
         Vaswani et al. 2017, the encoder; layer norm first as in Xiong et al. 2020.
     """
-    MODELS["text_encoder"].check(width, image_size)
+    MODELS["text_encoder"].check(classes, width, in_channels=in_channels, image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         network = TextTransformer(classes, encoder_size(width), in_channels, image_size)
     initialise(network, generator)

@@ -47,7 +47,7 @@ def vgg11(
     Source:
         Simonyan & Zisserman 2015, configuration A; head and initialisation as in the protocol page.
     """
-    MODELS["vgg11"].check(width, image_size)
+    MODELS["vgg11"].check(classes, width, in_channels=in_channels, image_size=image_size)
     skipped = 5 - (image_size.bit_length() - 1)
     layers: list[nn.Module] = []
     inputs, pools = in_channels, 0

@@ -52,7 +52,7 @@ def vit(
     Source:
         Dosovitskiy et al. 2021; the mean instead of the class token as in Beyer et al. 2022.
     """
-    MODELS["vit"].check(width, image_size)
+    MODELS["vit"].check(classes, width, in_channels=in_channels, image_size=image_size)
     patch = max(2, image_size // PATCHES)
     with torch.random.fork_rng(devices=[]):
         network = VisionTransformer(

@@ -183,6 +183,8 @@ def findings(records: Sequence[Record]) -> str:
     Args:
         records: of ``coefficients`` at one profile.
     """
+    if not records:
+        return "There are no records of this yet."
     scores, counts = _variants(records)
     reference = scores["NP Merge"]
     average = scores["Average"]

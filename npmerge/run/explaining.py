@@ -112,7 +112,7 @@ class _Explained(Work):
         self.details["explained"] = explained(result.alpha, a, aligned, share)
         if self.setting.get("split"):
             self.details["alpha_of_class"] = _by_class(result.alpha, self.data.classes)
-            self.details["seen"] = self._seen()
+            self.details["seen"] = self.seen(self.bases)
 
 
 def _rank_correlation(first: Tensor, second: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import nn
 from npmerge.data import Batches
 from npmerge.data.streams import Batch, mapped, size_of
 from npmerge.memory import allocated
-from npmerge.merging import Choice, HeldOut, merge
+from npmerge.merging import Choice, HeldOut, Loader, merge
 from npmerge.methods import find
 
 BATCHES, EXAMPLES = 32, 16
@@ -77,14 +77,29 @@ def effort(
         bound = scaled.get("examples", known["examples"].default)
         scaled["examples"] = max(1, round(bound * total / sum(map(size_of, data))))
     merge(models, everything, **given)
-    few = given["learn_on"] = first[:STEPS]
+    return {"passes": round(seen[0] / total, 2), "peak_mib": peak_mib(models, data, given, device)}
+
+
+def peak_mib(
+    models: Sequence[Loader], data: Batches, options: Mapping[str, Any], device: torch.device
+) -> float:
+    """The most memory that a merge of two batches an epoch allocates, in MiB.
+
+    Args:
+        models: any number, whose own memory does not count; or functions that load them, whose does.
+        data: the optimisation data, as they are.
+        options: of :func:`~npmerge.merging.merge`; of a choice the first value is taken.
+        device: where it runs.
+    """
+    few = list(islice(data, STEPS))
+    given = {**options, "saved": None, "progress": False, "learn_on": few}
     for step in ("align_options", "aggregate_options"):
         given[step] = {
             name: value.values[0] if isinstance(value, Choice) else value
             for name, value in given[step].items()
         }
     used = allocated(lambda: merge(models, few, **given), device)
-    return {"passes": round(seen[0] / total, 2), "peak_mib": round(used.peak / 2**20, 1)}
+    return round(used.peak / 2**20, 1)
 
 
 def _cut(batch: Batch, size: int) -> Iterator[Batch]:

@@ -70,6 +70,8 @@ class Bench:
 def base_models(cell: Cell) -> list[BaseModel]:
     """The base models of a cell: equal but for their share of the data and the seed of weights, order and augmentation.
 
+    Where models go to and fro in rounds, the untrained one that all begin from.
+
     Args:
         cell: from an experiment.
     """
@@ -86,6 +88,8 @@ def base_models(cell: Cell) -> list[BaseModel]:
         threads=config["threads"],
         precision=config["precision"],
     )
+    if "rounds" in config:
+        return [replace(first, until=0)]
     together = setting.get("trunk")
     how = {
         name: setting[name] for name in ("concentration", "least", "apart") if name in setting
@@ -175,7 +179,7 @@ class Work:
             found = self._reference()
             extra: dict[str, float] = {}
         else:
-            model, extra = self._merged()
+            model, extra = self.merged()
             found = self.scored(model)
             if self.config.get("measures", {}).get("effort"):
                 extra |= effort(self.pair, self.train, self.options, self.device)
@@ -297,7 +301,8 @@ class Work:
         yield
         self.seconds["scoring"] += time.perf_counter() - start
 
-    def _merged(self) -> tuple[nn.Module, dict[str, float]]:
+    def merged(self) -> tuple[nn.Module, dict[str, float]]:
+        """The merged model, and what was measured on the way."""
         extra: dict[str, float] = {}
         if self.config["many"] is None:
             alignment = self.alignment()
@@ -347,7 +352,7 @@ class Work:
                 if method == "base_models"
                 else self._classes(Ensemble(loaded))
             )
-            self.details["classes"] = {"accuracy": known, "seen": self._seen()}
+            self.details["classes"] = {"accuracy": known, "seen": self.seen(self.bases)}
         return found
 
     def _classes(self, model: nn.Module) -> list[float]:
@@ -355,15 +360,19 @@ class Work:
             values: list[float] = class_accuracy(model, self.test, self.data.classes).tolist()
         return values
 
-    def _seen(self) -> list[list[int]]:
-        """How many training images of each class each base model saw."""
+    def seen(self, bases: Sequence[BaseModel]) -> list[list[int]]:
+        """How many training images of each class some base models see.
+
+        Args:
+            bases: what they are functions of.
+        """
         labels = self.data.train.labels
         return [
             torch.bincount(
                 labels if base.partition == "same" else labels[base.partition.indices(labels)],
                 minlength=self.data.classes,
             ).tolist()
-            for base in self.bases
+            for base in bases
         ]
 
     @property

@@ -19,6 +19,8 @@ T = TypeVar("T")
 class Here(Executor):
     """Does a job in this process, when it is handed in."""
 
+    slots = 1
+
     def submit(self, job: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
         """Do a job."""
         done: Future[T] = Future()
@@ -36,9 +38,13 @@ class Processes(Executor):
 
     Args:
         count: how many processes; there must never be more jobs at a time.
+
+    Attributes:
+        slots: how many.
     """
 
     def __init__(self, count: int) -> None:
+        self.slots = count
         self._idle = [_Process() for _ in range(count)]
         self._busy: dict[Future[Any], _Process] = {}
 
@@ -67,7 +73,7 @@ class Processes(Executor):
                 process.pool.shutdown(wait=wait)
 
 
-def executor(workers: int) -> Executor:
+def executor(workers: int) -> Here | Processes:
     """Does so many tasks side by side.
 
     Args:

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,9 @@ State = Mapping[str, Tensor]
 INSIDE = ("state_dict", "model_state_dict", "model", "net")
 """Where training programs put a state dict beside other things, such as Lightning: the first of these is read."""
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The types of parameters."""
+
 WRAPPED = re.compile(r"(?:(?:module|model|net)\.)+")
 """What wrappers put before the names of parameters: data parallelism and Lightning modules."""
 
@@ -51,7 +55,8 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
         out, and the log says so.
 
     Raises:
-        ValueError: there is no such file, it is truncated or damaged, or it holds something else than tensors.
+        ValueError: there is no such file, it is truncated or damaged (of PyTorch's files too, the checksums are
+            looked at), or it holds something else than dense tensors of real numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,6 +64,10 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
     try:
         if _is_safetensors(path):
             return load_file(path)
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as file:
+                if part := file.testzip():
+                    raise ValueError(f"the checksum of {part!r} is wrong")
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch.load raises for damaged bytes is not bounded
         raise ValueError(
@@ -69,10 +78,10 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
         for name in INSIDE:
             if _is_state(state.get(name)):
                 log.info("%s: its %r is read, and nothing else of it", path, name)
-                return dict(state[name])
+                return _dense(state[name], path)
     if not _is_state(state):
         raise ValueError(f"{path} holds no plain state dict: save model.state_dict() alone")
-    return dict(state)
+    return _dense(state, path)
 
 
 def load_into(model: nn.Module, path: Path | str) -> nn.Module:
@@ -118,8 +127,20 @@ def _is_state(found: object) -> bool:
     return (
         isinstance(found, Mapping)
         and bool(found)
+        and all(isinstance(name, str) for name in found)
         and all(isinstance(value, Tensor) for value in found.values())
     )
+
+
+def _dense(state: State, path: Path) -> dict[str, Tensor]:
+    for name, value in state.items():
+        odd = value.layout != torch.strided or value.is_nested or value.is_quantized
+        if odd or value.is_meta or value.is_complex():
+            raise ValueError(
+                f"{path} holds in {name!r} a tensor that is sparse, nested, quantised, complex or without values: "
+                "save plain tensors of numbers"
+            )
+    return dict(state)
 
 
 def _without_wrappers(state: State, model: State, path: Path | str) -> dict[str, Tensor]:
@@ -228,6 +249,8 @@ def read_checked(
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DamagedError(f"{path} is damaged ({_reason(error)})") from error
+    except IsADirectoryError as error:
+        raise OSError(f"{path} is a folder where a file belongs: remove it") from error
     about = words["says"]
     if about.get("made_of") != json.loads(json.dumps(made_of)):
         raise DamagedError(f"{path} is damaged (it is the file of something else)")
@@ -326,6 +349,9 @@ def _first_difference(model: State, state: State) -> str | None:
         if state[name].shape != value.shape:
             wanted, given = tuple(value.shape), tuple(state[name].shape)
             return f"{name!r} is {wanted} in the model and {given} in the checkpoint"
+        kind = state[name].dtype
+        if value.is_floating_point() != (kind in FLOATING):
+            return f"{name!r} is {value.dtype} in the model and {kind} in the checkpoint"
     for name in state:
         if name not in model:
             return f"the checkpoint has {name!r} and the model has not"

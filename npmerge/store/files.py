@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -83,6 +84,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Be the only one, of all processes and threads, who makes a file. A process that is killed is out of the way.
 
+    What one that was killed while it wrote has left of the file is removed.
+
     Args:
         path: the file; it need not exist. Its folder is made.
         wait: for whoever is at it now.
@@ -101,6 +104,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         lock.acquire(poll_interval=PATIENCE)
         got = True
     try:
+        if got:
+            for part in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):  # as mkstemp has it
+                part.unlink(missing_ok=True)
         yield got
     finally:
         lock.release()

@@ -386,7 +386,10 @@ class Records:
         """
         try:
             note = _read(Failure, self._note(cell))
-        except (FileNotFoundError, DamagedError):
+        except FileNotFoundError:
+            return None
+        except DamagedError as error:
+            log.warning("%s: it is not believed", error)
             return None
         return note if note.config_hash == cell.config_hash else None
 

@@ -52,6 +52,22 @@ class Recipe:
     warmup_epochs: float = 5
     schedule: Literal["cosine"] | None = None
 
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD of a model's parameters.
+
+        Args:
+            model: what it is to train.
+        """
+        return torch.optim.SGD(
+            model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+            fused=True,
+        )  # fmt: skip
+
+    def rate(self) -> Callable[[float], float]:
+        """What multiplies the peak learning rate, as a function of the epoch."""
+        shape = warmup_cosine if self.schedule == "cosine" else piecewise_linear
+        return shape(self.epochs, self.warmup_epochs)
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -136,6 +152,16 @@ class Zoo:
         """
         return self.folder / f"{base.name}-{_kernels(base, torch.device(device))}.safetensors"
 
+    def places(self, base: BaseModel, own: Path) -> list[Path]:
+        """Where a model may be: the published files, those of its own name first, and its own place.
+
+        Args:
+            base: what it is a function of.
+            own: where it is once it is trained, see :meth:`path`.
+        """
+        published = [path for folder in self.published for path in _files(folder, base)]
+        return [*sorted(published, key=lambda path: path.name != own.name), own]
+
     def there(self, base: BaseModel, *, device: torch.device | str = "cpu") -> bool:
         """Whether a model has a file; nobody looks into it.
 
@@ -143,7 +169,7 @@ class Zoo:
             base: what it is a function of.
             device: where it would be trained.
         """
-        return any(path.exists() for path in self._places(base, device))
+        return any(path.exists() for path in self.places(base, self.path(base, device=device)))
 
     def ensure(
         self,
@@ -238,7 +264,7 @@ class Zoo:
         Raises:
             FileNotFoundError: no file of it is whole.
         """
-        for path, _, about in _whole(base, self._places(base, device)):
+        for path, _, about in _whole(base, self.places(base, self.path(base, device=device))):
             return {
                 "file": path.name,
                 "digest": about["digest"],
@@ -255,16 +281,10 @@ class Zoo:
         """
         return {path: about for path, _, about in _whole(base, _files(self.folder, base))}
 
-    def _places(self, base: BaseModel, device: torch.device | str) -> list[Path]:
-        """Where it may be: the published files, those of this device's kernels first, and its own place."""
-        own = self.path(base, device=device)
-        published = [path for folder in self.published for path in _files(folder, base)]
-        return [*sorted(published, key=lambda path: path.name != own.name), own]
-
     def _found(
         self, base: BaseModel, data: ImageData, device: torch.device, progress: str | None
     ) -> tuple[Path, State]:
-        *published, own = self._places(base, device)
+        *published, own = self.places(base, self.path(base, device=device))
         for path, state, _ in _whole(base, published):
             return path, state
         partly = own.with_name(f".{own.stem}.training")
@@ -323,8 +343,7 @@ def _trained(
     log.info("training %s on %s", base.name, device)
     recipe = base.recipe
     indices = None if base.partition == "same" else base.partition.indices(data.train.labels)
-    shape = warmup_cosine if recipe.schedule == "cosine" else piecewise_linear
-    schedule = shape(recipe.epochs, recipe.warmup_epochs)
+    schedule = recipe.rate()
     first = base.trunk.until if base.trunk is not None and base.trunk.until is not None else 0
     last = recipe.epochs if base.until is None else base.until
     mine = [device] if device.type == "cuda" else []
@@ -333,16 +352,12 @@ def _trained(
         model = _build(base, data).to(device)
         if trunk is not None:
             model.load_state_dict(trunk.state_dict())
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay, fused=True,
-        )  # fmt: skip
         batches = data.train_batches(
             recipe.batch_size, device=device, indices=indices, seed=base.seed
         )
         try:
             fit(
-                model, batches, optimizer, epochs=last - first,
+                model, batches, recipe.optimizer(model), epochs=last - first,
                 schedule=lambda epoch: schedule(first + epoch),
                 mixed_precision=base.in_bfloat16(device), saved=partly, progress=progress,
             )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from npmerge.prepare import checked
+
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 
@@ -21,6 +23,8 @@ def check_same_architecture(a: nn.Module, b: nn.Module, *, widths: bool = True) 
     Raises:
         ValueError: If they differ; the message names the first difference.
     """
+    checked(a, values=False)
+    checked(b, values=not _on_meta(a))
     modules_a, modules_b = dict(a.named_modules()), dict(b.named_modules())
     state_a, state_b = a.state_dict(), b.state_dict()
     _check_names("module", modules_a, modules_b)
@@ -34,6 +38,11 @@ def check_same_architecture(a: nn.Module, b: nn.Module, *, widths: bool = True) 
                 _check_equal(where, key, value, getattr(other, key, None))
     for name, tensor in state_a.items() if widths else ():
         _check_equal(repr(name), "shape", tuple(tensor.shape), tuple(state_b[name].shape))
+        _check_equal(repr(name), "type", tensor.dtype, state_b[name].dtype)
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 _ADVICE = "merge two models of one architecture and width"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from npmerge.prepare import unwrapped
+from npmerge.prepare import checked, unwrapped
 from npmerge.symmetry.atoms import (
     Atom,
     Axis,
@@ -59,9 +59,7 @@ def find_symmetry(model: nn.Module, *example: Any, strict: bool = True, **named:
     Source:
         Section II-C of the paper (permutation symmetry); Ainsworth et al. 2023, "Git Re-Basin".
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}: give a module")
-    model = unwrapped(model)
+    model = unwrapped(checked(model, values=False))
     example, named = _fitting(model, _few((example, named)))
     watch = Watch(model, strict)
     for leaf in tree_leaves((example, named)):
@@ -353,7 +351,7 @@ def check_symmetry(
     example, named = tree_map_only(
         Tensor, lambda t: t.double() if t.is_floating_point() else t, _few((example, named))
     )
-    before = copy.deepcopy(unwrapped(model)).double()
+    before = copy.deepcopy(unwrapped(checked(model))).double()
     _perturb(before, generator)
     symmetry = find_symmetry(before, *example, strict=strict, **named)
     after = copy.deepcopy(before)

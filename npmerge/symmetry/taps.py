@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from npmerge.named import user_code
 from npmerge.symmetry.groups import Group, SymmetryError
 from npmerge.symmetry.watch import Modules, evaluating, operation_of, plain_operations
 
@@ -120,7 +121,8 @@ def _run(
     mode = _Tapping(modules, groups, take)
     mode.held = held
     quiet = contextlib.suppress(_LastError)
-    with evaluating(model), plain_operations(), modules.follow(), quiet, mode:
+    own = user_code(f"model {type(model).__name__}", "give inputs that it takes")
+    with evaluating(model), plain_operations(), modules.follow(), own, quiet, mode:
         model(*inputs, **named)
     if mode.wanted:
         path, operation, _ = next(iter(mode.wanted))

@@ -1,0 +1,46 @@
+"""The record of ``tests/torture/cluster_kills.py``: cells on a Dask cluster, with workers killed and without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from npmerge.report.words import short_revision
+
+COLUMNS = (
+    "run", "workers", "kills", "cells", "compared", "equal", "left_over", "seconds", "experiments", "profile", "seeds",
+    "revision", "device", "date",
+)  # fmt: skip
+"""What the record has for each run."""
+
+
+def cluster_findings(path: Path | str) -> str:
+    """What the record says, as a table and a sentence on where it comes from.
+
+    Args:
+        path: of the record; it need not exist.
+
+    Raises:
+        ValueError: The file is no such record.
+    """
+    if not Path(path).exists():
+        return "There is no record of `tests/torture/cluster_kills.py` yet."
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if tuple(rows.columns) != COLUMNS or rows.empty:
+        raise ValueError(f"{path} is no record of cluster_kills.py: run it again with --output")
+    lines = [
+        "| Cells in | workers | kills | records equal to the first run's | files left over | seconds |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {one.run} | {one.workers} | {one.kills} | {one.equal} of {one.compared} | {one.left_over} | {one.seconds} |"
+        for one in rows.itertuples()
+    ]
+    first = rows.iloc[0]
+    source = (
+        f"Experiments {first['experiments'].replace(' ', ', ')} at `{first['profile']}`, seeds "
+        f"{first['seeds'].replace(' ', ', ')}; {first['device']}, revision {short_revision(first['revision'])}, "
+        f"{first['date']}."
+    )
+    return "\n".join([*lines, "", source])
