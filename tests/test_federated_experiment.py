@@ -18,7 +18,7 @@ from npmerge.experiments.federated import AT_ONCE, IN_PAIRS, every_method
 from npmerge.methods import METHODS, Combination, of_kind
 from npmerge.report import federated as report
 from npmerge.run.federating import client_accuracy, do_federated
-from npmerge.run.work import Bench, base_models
+from npmerge.run.work import Bench, base_models, load_images
 from npmerge.store.records import Cell, Record
 from npmerge.store.zoo import BaseModel, Recipe, Zoo
 
@@ -155,24 +155,15 @@ def values(cell: Cell, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
 def test_one_round_sends_each_client_s_network_once(tmp_path: Path) -> None:
     cell = tiny("dirichlet0.5/seed0/4-all_to_one-permute-mean")
     found, details = values(cell, tmp_path)
-    zoo = Zoo(tmp_path)
-    path = zoo.path(base_models(cell)[0])
-    model = sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in torch.nn.Module.state_dict(_loaded(zoo, cell)).values()
-    )
-    assert path.exists()
-    assert found["bytes_up"] == 2 * model and found["bytes_down"] == 0
+    client = Zoo(tmp_path).load(base_models(cell)[0], load_images(cell.config["setting"]))
+    model = sum(one.numel() * one.element_size() for one in client.state_dict().values())
+    assert found["bytes_up"] == 2 * model
+    assert found["bytes_down"] == 0
     assert found["worst_client"] <= found["mean_client"]
-    assert found["worst_barrier"] == max(details["barriers"]) and len(details["barriers"]) == 2
+    assert found["worst_barrier"] == max(details["barriers"])
+    assert len(details["barriers"]) == 2
     common, _ = values(tiny("dirichlet0.5-trunk0/seed0/4-all_to_one-identity-mean"), tmp_path)
     assert common["bytes_down"] == common["bytes_up"] == found["bytes_up"]
-
-
-def _loaded(zoo: Zoo, cell: Cell) -> torch.nn.Module:
-    from npmerge.run.work import load_images
-
-    return zoo.load(base_models(cell)[0], load_images(cell.config["setting"]))
 
 
 def test_two_rounds_send_twice_as_much_and_flower_counts_as_much(tmp_path: Path) -> None:
@@ -224,6 +215,7 @@ def some() -> list[Record]:
         )
         for count in (1, 2)
     ]
+    more.append(made(report.BASE, 40, 90))  # at the usual concentration only
     alone = made(report.BASE, 90, 90, setting={"split": None}, models=1)
     return [*once, *more, *rounds, alone]
 
@@ -231,10 +223,12 @@ def some() -> list[Record]:
 def test_what_is_told_of_the_records_is_computed_from_them(some: list[Record]) -> None:
     text = report.findings(some)
     assert "all images at one place 90.0 %" in text
-    assert "concentration 0.5, own initial weights: NP-P is best of 2 with 83.0 %" in text
+    assert (
+        "own initial weights, best at concentration 0.1 NP-P, 80.0 % (the ensemble 70.0 %)" in text
+    )
     assert "2 rounds of the same epochs in all: FedAvg 70.0 %" in text
     table = report.methods_table(some)
-    assert table["own", "accuracy"]["NP-P"] == "83.00"
+    assert table["own", "accuracy"]["NP Merge"] == "83.00"
     assert table["common", "worst client"]["NP-P"] == "60.0"
     assert report.rounds_table(some).loc["FedAvg", "2 rounds"] == "70.00 (40.0)"
 
@@ -249,3 +243,16 @@ def test_a_figure_says_in_words_what_it_shows(some: list[Record], name: str) -> 
         "fairness": "NP-P has 60.0 % at its worst client",
     }
     assert said[name] in figure.get_label()
+
+
+def test_records_of_which_some_are_still_to_come_are_shown_as_far_as_they_are(
+    some: list[Record],
+) -> None:
+    plots = [report.plot_concentrations, report.plot_rounds, report.plot_clients]
+    for count in range(1, len(some) + 1):
+        kept = [*some[-count:]]
+        assert report.findings(kept)
+        report.methods_table(kept)
+        report.rounds_table(kept)
+    assert [plot(some[-1:]) for plot in [*plots, report.plot_fairness]] == [None] * 4
+    assert [plot(some[:1]) is None for plot in plots] == [False, True, True]

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from npmerge.experiments.federated import AT_ONCE, IN_PAIRS
+from npmerge.experiments.federated import AT_ONCE, COMMON, IN_PAIRS, OWN
 from npmerge.methods import FAMILIES, METHODS, Combination
 from npmerge.report.captions import captioned, whose
 from npmerge.report.numbers import in_order, is_merged, method_of
@@ -25,21 +25,21 @@ EVERYTHING, SERVER = "all images at one place", "the server's images only"
 """Models without a federation."""
 STRATEGIES = {
     "fedavg": ("FedAvg", "averaging", "-"),
-    "fedavg_uniform": ("FedAvg, unweighed", "averaging", ":"),
+    "fedavg_uniform": ("Unweighed FedAvg", "averaging", ":"),
     "np_merge": ("NP Merge at the server", "np", "-"),
     "finetune": ("Fine-tuning at the server", "finetune", "-"),
-    "papa": ("PAPA, pulled once a round", "training", "-"),
-    "frozen": ("FedAvg, a share frozen", "training", ":"),
+    "papa": ("PAPA", "training", "-"),
+    "frozen": ("FedAvg, some weights frozen", "training", ":"),
 }
 """Names of what rounds are made of, with the family whose colour each has, and a line."""
 METRICS = ("top1", "mean_client", "worst_client", "barrier", "bytes_up", "bytes_down", "peak_mib")
 MIB = 2**20
 
 Rows = Any
-"""Of :func:`scores`: more is known of their columns than pandas tells."""
+"""Of :func:`measured`: more is known of their columns than pandas tells."""
 
 
-def scores(records: Sequence[Record]) -> Rows:
+def measured(records: Sequence[Record]) -> Rows:
     """What was measured, a row a record.
 
     Args:
@@ -77,12 +77,20 @@ def _row(record: Record) -> dict[str, Any]:
 def _once(rows: Rows) -> Rows:
     """One round, with the number of clients that most methods were run with."""
     once = rows[rows["federated"]]
-    return once[once["clients"] == once["clients"].mode()[0]]
+    return once[once["clients"] == once["clients"].mode().min()]
+
+
+def _merged_once(rows: Rows) -> Rows:
+    """Those of :func:`_once` whose start has something merged at its place."""
+    once = _once(rows)
+    return once.groupby(["concentration", "common"]).filter(
+        lambda here: any(map(is_merged, here["method"]))
+    )
 
 
 def _usual(rows: Rows) -> float:
     """The concentration at which most methods were run."""
-    return float(_once(rows)["concentration"].mode()[0])
+    return float(_merged_once(rows)["concentration"].mode().min())
 
 
 def _alone(rows: Rows) -> dict[str, float]:
@@ -101,7 +109,7 @@ def findings(records: Sequence[Record]) -> str:
     Args:
         records: of ``federated`` at one profile.
     """
-    rows = scores(records)
+    rows = measured(records)
     return "\n".join(f"- {sentence}" for sentence in _sentences(rows))
 
 
@@ -109,20 +117,24 @@ def _sentences(rows: Rows) -> Iterator[str]:
     told = [f"{name} {value:.1f} %" for name, value in _alone(rows).items()]
     if told:
         yield f"Without a federation: {listed(told)}."
-    for (concentration, common), here in _once(rows).groupby(["concentration", "common"]):
-        means = _means(here)
-        merged = {m: v for m, v in means["top1"].items() if is_merged(m)}
-        best = max(merged, key=lambda m: merged[m])
-        text = (
-            f"One round, concentration {concentration:g}, {STARTS[common]}: {_name(best)} is best of "
-            f"{len(merged)} with {merged[best]:.1f} %, {means['worst_client'][best]:.1f} % at its worst client"
-        )
-        others = [
-            f"{word} {means['top1'][method]:.1f} %"
-            for word, method in (("a client's own model", BASE), ("the ensemble", ENSEMBLE))
-            if method in means.index
-        ]
-        yield f"{text}; {listed(others)}." if others else f"{text}."
+    once, alone = _once(rows), _alone(rows)
+    for common, started in once.groupby("common"):
+        told = []
+        for concentration, here in started.groupby("concentration"):
+            means = _means(here)["top1"]
+            merged = means[list(map(is_merged, means.index))]
+            if merged.empty:
+                continue
+            best = merged.idxmax()
+            text = f"at concentration {concentration:g} {_name(best)}, {merged[best]:.1f} %"
+            if ENSEMBLE in means:
+                text += f" (the ensemble {means[ENSEMBLE]:.1f} %)"
+            if SERVER in alone:
+                above = int((merged > alone[SERVER]).sum())
+                text += f", {above or 'none'} of {len(merged)} above the server's images only"
+            told.append(text)
+        if told:
+            yield f"One round, {STARTS[common]}, best {'; '.join(told)}."
     for count, here in _rounds(rows).groupby("rounds"):
         means = here.groupby("method", sort=False)["top1"].mean()
         names = [
@@ -143,6 +155,13 @@ def _name(method: Combination) -> str:
     return replace(method, many=many).label.removesuffix(" (ours)").removesuffix(", tuned")
 
 
+def _row_name(method: Combination, common: bool) -> str:
+    """The same for both starts, after the alignment that is usual for each."""
+    usual = method.align == (COMMON if common else OWN) or METHODS[method.aggregate].aligns
+    one = METHODS[method.aggregate]
+    return one.label if usual and method.aggregate != "mean" else _name(method)
+
+
 def _counted(rounds: int) -> str:
     return "1 round" if rounds == 1 else f"{rounds} rounds"
 
@@ -160,24 +179,30 @@ def methods_table(records: Sequence[Record]) -> pd.DataFrame:
     Returns:
         A row a method, at the concentration at which most were run.
     """
-    rows = scores(records)
+    rows = measured(records)
     usual = _usual(rows)
     once = _once(rows)
     here = once[once["concentration"] == usual]
+    if here.empty:
+        return captioned(pd.DataFrame(), f"Nothing was merged yet ({whose(records)}).")
     found: dict[str, dict[tuple[str, str], str]] = {}
     for (common, method), some in here.groupby(["common", "method"], sort=False):
-        row = found.setdefault(_name(method), {})
+        row = found.setdefault(_row_name(method, common), {})
         start = STARTS[common].partition(" ")[0]
         row[start, "accuracy"] = plus_minus(float(some["top1"].mean()), float(some["top1"].std()))
         row[start, "worst client"] = f"{some['worst_client'].mean():.1f}"
         if some["barrier"].notna().any():
             row[start, "barrier"] = f"{some['barrier'].mean():.2f}"
-    order = dict.fromkeys(map(_name, in_order(here["method"])))
+    order = dict.fromkeys(
+        _row_name(method, common)
+        for method in in_order(here["method"])
+        for common in here["common"][here["method"] == method].unique()
+    )
     table: Rows = pd.DataFrame.from_dict({name: found[name] for name in order}, orient="index")
     table.columns = pd.MultiIndex.from_tuples(table.columns)
     return captioned(
         table.sort_index(axis=1, level=0, sort_remaining=False, ascending=False).fillna(NOTHING),
-        f"{int(here['clients'].iloc[0])} clients, concentration {usual:g}, one round ({whose(records)}): test accuracy "
+        f"{int(here['clients'].max())} clients, concentration {usual:g}, one round ({whose(records)}): test accuracy "
         "of the server's model in percent, mean ± standard deviation over the seeds; accuracy at the worst client, in "
         "percent, on the classes that it has; and the mean loss barrier to the clients' aligned models, in nats. "
         "Clients had weights of their own at first, or common ones.",
@@ -185,14 +210,19 @@ def methods_table(records: Sequence[Record]) -> pd.DataFrame:
     )
 
 
-def plot_concentrations(records: Sequence[Record]) -> Figure:
+def plot_concentrations(records: Sequence[Record]) -> Figure | None:
     """Accuracy after one round by how alike the clients' classes are; a panel for each start.
 
     Args:
         records: of ``federated`` at one profile.
+
+    Returns:
+        ``None`` if the records tell nothing of it.
     """
-    rows = scores(records)
-    once, alone = _once(rows), _alone(rows)
+    rows = measured(records)
+    once, alone = _merged_once(rows), _alone(rows)
+    if once.empty:
+        return None
     places = sorted(once["concentration"].unique())
     everywhere = once.groupby(["common", "method"], sort=False)["concentration"].nunique()
     starts = sorted(once["common"].unique())
@@ -223,21 +253,26 @@ def plot_concentrations(records: Sequence[Record]) -> Figure:
                 here[here["concentration"] == place].groupby("method", sort=False)["top1"].mean()
             )
             merged = means[[is_merged(method) for method in means.index]]
-            told.append(
-                f"{STARTS[common]}, concentration {place:g}: best {_name(merged.idxmax())} {merged.max():.1f} %"
-            )
+            if len(merged):
+                where = f"{STARTS[common].capitalize()}, concentration {place:g}"
+                told.append(f"{where}: best {_name(merged.idxmax())} {merged.max():.1f} %")
     axes[-1].set_xlabel("concentration: from few classes a client to all alike")
     label_ends(axes, 24)
     return describe(figure, f"Accuracy after one round. {'. '.join(dict.fromkeys(told))}", told[0])
 
 
-def plot_rounds(records: Sequence[Record]) -> Figure:
+def plot_rounds(records: Sequence[Record]) -> Figure | None:
     """Accuracy and the worst client's by rounds, and so by bytes, at the same epochs in all.
 
     Args:
         records: of ``federated`` at one profile.
+
+    Returns:
+        ``None`` if the records tell nothing of it.
     """
-    rows = _rounds(scores(records))
+    rows = _rounds(measured(records))
+    if rows.empty:
+        return None
     counts = sorted(rows["rounds"].unique())
     sent = (rows["bytes_up"] + rows["bytes_down"]).groupby(rows["rounds"]).mean() / MIB
     figure, axes = panels([3.2, 3.2], sharex=True)
@@ -271,22 +306,27 @@ def plot_rounds(records: Sequence[Record]) -> Figure:
     return describe(figure, "Accuracy by rounds and bytes", f"The best of {', '.join(told)}")
 
 
-def plot_clients(records: Sequence[Record]) -> Figure:
+def plot_clients(records: Sequence[Record]) -> Figure | None:
     """Accuracy and memory by the number of clients, for methods that were run with each; a panel for each start.
 
     Args:
         records: of ``federated`` at one profile.
+
+    Returns:
+        ``None`` if the records tell nothing of it.
     """
-    rows = scores(records)
+    rows = measured(records)
     rows = rows[rows["federated"] & (rows["concentration"] == _usual(rows))]
     counts = sorted(rows["clients"].unique())
+    memory = rows[~rows["common"] & rows["peak_mib"].notna()]
+    if len(counts) < 2 or not any(_everywhere(memory, "clients", len(counts))):
+        return None
     starts = sorted(rows["common"].unique())
     figure, axes = panels([2.8] * len(starts) + [2.8], sharex=True)
     for axis, common in zip(axes, starts, strict=False):
         for method, here in _everywhere(rows[rows["common"] == common], "clients", len(counts)):
             _by_clients(axis, method, here, "top1")
         axis.set_title(f"{STARTS[common]}: test accuracy (%)")
-    memory = rows[~rows["common"] & rows["peak_mib"].notna()]
     ends = []
     for method, here in _everywhere(memory, "clients", len(counts)):
         _by_clients(axes[-1], method, here, "peak_mib")
@@ -317,14 +357,19 @@ def _by_clients(axis: Axes, method: Combination, rows: Rows, metric: str) -> Non
     axis.plot(means.index, means, line, marker=marker, ms=5, color=method.color, label=name)
 
 
-def plot_fairness(records: Sequence[Record]) -> Figure:
+def plot_fairness(records: Sequence[Record]) -> Figure | None:
     """The worst client against the mean client after one round; on the diagonal all clients get the same.
 
     Args:
         records: of ``federated`` at one profile.
+
+    Returns:
+        ``None`` if the records tell nothing of it.
     """
-    rows = scores(records)
-    once = _once(rows)
+    rows = measured(records)
+    once = _merged_once(rows)
+    if once.empty:
+        return None
     here = once[once["concentration"] == _usual(rows)]
     starts = sorted(here["common"].unique())
     figure, axes = panels([3.6] * len(starts), sharex=True, sharey=True)
@@ -343,9 +388,10 @@ def plot_fairness(records: Sequence[Record]) -> Figure:
             )  # fmt: skip
         axis.set(ylabel="worst client (%)")
         axis.set_title(STARTS[common])
+        worst, average = (merged[name][fairest] for name in ("worst_client", "mean_client"))
         told.append(
-            f"{STARTS[common]}: {_name(fairest)} has {merged['worst_client'][fairest]:.1f} % at its worst client and "
-            f"{merged['mean_client'][fairest]:.1f} % on average"
+            f"{STARTS[common].capitalize()}: {_name(fairest)} has {worst:.1f} % at its worst client and "
+            f"{average:.1f} % on average"
         )
     axes[-1].set_xlabel("mean client (%)")
     label_ends(axes, 22)
@@ -358,7 +404,7 @@ def rounds_table(records: Sequence[Record]) -> pd.DataFrame:
     Args:
         records: of ``federated`` at one profile.
     """
-    rows = _rounds(scores(records))
+    rows = _rounds(measured(records))
     cells: dict[str, dict[str, str]] = {}
     for (name, count), here in rows.groupby(["method", "rounds"], sort=False):
         mean, spread = float(here["top1"].mean()), float(here["top1"].std())

@@ -91,9 +91,7 @@ def base_models(cell: Cell) -> list[BaseModel]:
     if "rounds" in config:
         return [replace(first, until=0)]
     together = setting.get("trunk")
-    how = {
-        name: setting[name] for name in ("concentration", "least", "apart") if name in setting
-    }
+    how = {name: setting[name] for name in ("concentration", "least", "apart") if name in setting}
     return [
         replace(
             first,
