@@ -24,7 +24,7 @@ from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report import coefficients, transformers
 from npmerge.report.cards import cards_page
-from npmerge.report.clusters import cluster_findings
+from npmerge.report.machines import cluster_findings
 from npmerge.report.comparison import (
     GRID,
     answer,
@@ -242,6 +242,8 @@ def execute(
     except papermill.PapermillExecutionError as error:
         where = f"{source.name}, cell [{error.exec_count}]"
         raise BookError(f"{where} failed: {error.ename}: {error.evalue}") from error
+    except RuntimeError as error:  # of Jupyter: its process does not start, or has died
+        raise BookError(f"{source.name} was not executed: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
     clean(notebook)

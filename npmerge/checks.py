@@ -37,7 +37,7 @@ def check_whole(name: str, value: object, least: int = 0, most: int = MOST) -> N
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not least <= int(value) <= most:  # type: ignore[call-overload]
-        bounds = f"{least} to {most if most < MOST else '2^63 - 1'}"
+        bounds = f"{least} to {most if most < 2**32 else f'2^{most.bit_length()} - 1'}"
         raise ValueError(f"{name} is {_shown(value)}: give a whole number from {bounds}")
 
 
@@ -64,12 +64,17 @@ def check_finite(
         raise ValueError(f"{name} is {_shown(value)}: give a finite number{bounds}")
 
 
+def check_seed(seed: object) -> None:
+    """Raise a ``ValueError`` if a seed is none that all random generators take: a whole number below 2^64."""
+    check_whole("seed", seed, most=2**64 - 1)
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise a ``ValueError`` if there is no seed, one that is no whole number from 0 on, or one given twice."""
+    """Raise a ``ValueError`` if there is no seed, one that :func:`check_seed` refuses, or one given twice."""
     if not seeds:
         raise ValueError("no seeds: give at least one")
     for seed in seeds:
-        check_whole("seed", seed)
+        check_seed(seed)
         if list(seeds).count(seed) > 1:
             raise ValueError(f"seed {seed} is given twice: give each seed once")
 

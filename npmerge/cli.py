@@ -56,14 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keyboard or by ``SIGTERM``. Where the environment variable ``NPMERGE_TRACEBACK`` is set, the line has the
         traceback before it.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without Unicode is told what it can show
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may have no Unicode
         codecs.register_error(PROGRAM, _plain)
         sys.stdout.reconfigure(errors=PROGRAM)
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.WARNING if options.quiet else logging.INFO, format="%(message)s"
     )
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         _check_places(options)
         options.command(options)
@@ -82,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{PROGRAM}: stopped; {options.stopped}\n")
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -116,7 +121,9 @@ def _check_places(options: argparse.Namespace) -> None:
     for name, given in vars(options).items():
         for word in given if isinstance(given, list) else [given]:
             if isinstance(word, str) and re.search("[\0\ud800-\udfff]", word):
-                raise ValueError(f"{name} is {word!r}: give UTF-8, and rename a file whose name is not")
+                raise ValueError(
+                    f"{name} is {word!r}: give UTF-8, and rename a file whose name is not"
+                )
     for name in ("results", "zoo", "models"):
         folder = getattr(options, name, None)
         if folder is not None and Path(folder).is_file():
@@ -278,7 +285,7 @@ def _left(one: Progress) -> str:
 
 
 def _records(options: argparse.Namespace) -> None:
-    if options.profile:
+    if options.profile is not None:
         check_profile(options.profile)
     from npmerge.store.records import COLUMNS, Records, flat
 

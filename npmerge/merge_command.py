@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from npmerge.card import model_card, versions
 from npmerge.catalogue import DATASETS, MODELS
-from npmerge.checks import CLASSES, EPOCHS, IMAGE_SIZE, WIDTH, check_finite, check_whole
+from npmerge.checks import (
+    CLASSES,
+    EPOCHS,
+    IMAGE_SIZE,
+    WIDTH,
+    check_finite,
+    check_seed,
+    check_whole,
+)
 from npmerge.methods import Kind, find
 from npmerge.store.files import probe, write_atomically
 
@@ -139,7 +147,7 @@ def check_request(
         known = find(options.aggregate, "aggregate").options
         if getattr(options, what) is not None and "epochs" not in known:
             raise ValueError(f"{options.aggregate} does not learn: it has no {what}")
-    check_whole("seed", options.seed)
+    check_seed(options.seed)
     check_whole("batch_size", options.batch_size, 1)
     for what, most in (("classes", CLASSES), ("image_size", IMAGE_SIZE), ("patience", EPOCHS)):
         if (value := getattr(options, what)) is not None:
@@ -476,13 +484,16 @@ def _tried(model: nn.Module, name: str, options: MergeOptions, parts: Parts) -> 
     import torch
 
     from npmerge.data.streams import as_logits, mapped, outputs_of, stream
-    from npmerge.named import user_code
+    from npmerge.named import UserCodeError
 
     batch = mapped(next(stream(parts.train, "cpu")), lambda tensor: tensor[:1])
     shapes = [tuple(t.shape) for t in (batch.values() if isinstance(batch, Mapping) else batch)]
     wanted = f"{name} must take a batch of {options.data}, {', '.join(map(str, shapes))}"
-    with user_code(wanted), torch.no_grad():
-        outputs = outputs_of(model.eval(), batch)
+    try:
+        with torch.no_grad():
+            outputs = outputs_of(model.eval(), batch)
+    except UserCodeError as error:
+        raise ValueError(f"{wanted}: {error}") from error
     classes = parts.classes
     if options.loss is None and options.metric is None and classes is not None:
         try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from npmerge.aggregate import Aggregated, mean
 from npmerge.align import Alignment, Covariances, covariances
-from npmerge.checks import check_whole
+from npmerge.checks import check_seed
 from npmerge.data.streams import Data, example_of
 from npmerge.device import pick_device
 from npmerge.evaluate import Metric, measure, score
@@ -200,6 +200,8 @@ def merge(
     loads = _loaders(models, device)
     if len(loads) < PAIR:
         raise ValueError(f"models has {len(loads)}: give at least two")
+    if many is None and len(loads) == PAIR and many_options:
+        raise ValueError("many_options is given for two models, which are a pair: give many too")
     steps = Merger(
         data, align=align, aggregate=aggregate, correct=correct, learn_on=learn_on,
         base=None if base is None else prepared(base, device), seed=seed,
@@ -261,7 +263,7 @@ class Merger:
         progress: bool = False,
         statistics: Callable[[], Covariances] | None = None,
     ) -> None:
-        check_whole("seed", seed)
+        check_seed(seed)
         self._data, self._learn_on, self._seed = data, data if learn_on is None else learn_on, seed
         self._base, self._held_out, self._statistics = base, held_out, statistics
         self._aggregate = find(aggregate, "aggregate")

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from npmerge.checks import MOST, check_finite, check_whole
+from npmerge.checks import check_finite, check_whole
 
 _PACKAGE = Path(__file__).parent
 
@@ -36,10 +36,10 @@ class Option:
             value: as it was given.
 
         Raises:
-            ValueError: it is of another type, or a number that is not finite.
+            ValueError: it is of another type, a whole number below 0, or a number that is not finite.
         """
         if self.type == "int":
-            check_whole(name, value, -MOST)
+            check_whole(name, value)
         elif self.type == "float":
             check_finite(name, value)
         elif self.type in ("bool", "str") and type(value).__name__ != self.type:

@@ -89,7 +89,7 @@ def test_a_model_takes_the_sizes_that_it_says(name: str, says: Any) -> None:
         example = texts if says.takes == "texts" else torch.zeros(2, 1, size, size)
         assert network(example).shape == (2, 3)
     with pytest.raises(ValueError, match=f"{name} needs images of at least {says.smallest} pixels"):
-        says.check(1, says.smallest - 1)
+        says.check(3, 1, in_channels=1, image_size=says.smallest - 1)
 
 
 @pytest.fixture

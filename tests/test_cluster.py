@@ -24,7 +24,7 @@ from tiny import tiny_profile
 
 from npmerge.cli import main
 from npmerge.experiments import cells
-from npmerge.report.clusters import COLUMNS, cluster_findings
+from npmerge.report.machines import COLUMNS, cluster_findings
 from npmerge.run import cluster, engine
 from npmerge.run.cluster import Cluster, ClusterError, check_cluster, slurm
 from npmerge.run.engine import CellsFailedError
@@ -240,8 +240,9 @@ def test_a_local_cluster_ends_with_the_command_however_it_ends(
     how: signal.Signals, tmp_path: Path
 ) -> None:
     folders = Folders.below(tmp_path)
+    now = states(folders)
     with folders.start(workers=None, cluster="local:2") as process:
-        until(lambda: "running" in folders.states().values(), seconds=180)
+        until(lambda: "running" in now(), seconds=180)
         workers = spawned(process.pid)
         assert len(workers) >= 2
         process.send_signal(how)
@@ -312,12 +313,16 @@ def test_a_worker_with_several_threads_is_refused(tmp_path: Path) -> None:
     [
         ({"cluster": "local:0"}, "cluster is 'local:0': give local:N or slurm:N"),
         ({"cluster": "cloud:9"}, "cluster is 'cloud:9': give local:N or slurm:N"),
+        ({"cluster": "slurm:8"}, "cluster is 'slurm:8', but there is no sbatch"),
         ({"scheduler": "here"}, "scheduler is 'here': give an address"),
         ({"cluster": "local:2", "scheduler": "tcp://x:1"}, "give one of them"),
         ({"cluster": "local:2", "workers": 2}, "workers is 2: a cluster has its own number"),
     ],
 )
-def test_a_cluster_that_cannot_be_is_one_line(options: dict[str, Any], message: str) -> None:
+def test_a_cluster_that_cannot_be_is_one_line(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "which", lambda _: None)
     with pytest.raises(ValueError, match=message) as caught:
         engine.run_experiments("same_data", profile="tiny", **options)
     assert "\n" not in str(caught.value)
@@ -385,7 +390,8 @@ def test_a_job_of_slurm_is_one_worker_with_one_gpu() -> None:
 
 
 SBATCH = """#!/bin/sh
-setsid sh "$1" > /dev/null 2>&1 &
+cp "$1" "$(dirname "$0")/job$$"
+setsid sh "$(dirname "$0")/job$$" > /dev/null 2>&1 &
 echo $! >> "$(dirname "$0")/jobs"
 echo "Submitted batch job $!"
 """

@@ -366,7 +366,7 @@ def test_a_pickled_module_is_not_run(
         (["--batch-size", "0"], "batch_size is 0"),
         (["--device", "abacus"], "device 'abacus' is not here"),
         (["--device", "a b"], "device is 'a b': give auto, cpu, cuda"),
-        (["--width", "inf"], "width is inf: it must be positive, and below 1000"),
+        (["--width", "inf"], "width is inf: give a finite number above 0, at most 100"),
         (
             ["--aggregate-option", "colour=1"],
             "np_merge has no option 'colour': its options are epochs",
@@ -393,16 +393,16 @@ def test_what_is_wrong_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere:factory", "model factory 'nowhere:factory' does not work (No module named"),
+        ("nowhere:factory", "model factory 'nowhere:factory' does not work (ModuleNotFoundError: No"),
         (":factory", "model factory ':factory' does not work ("),
         ("test_merge_command:absent", "has no attribute 'absent'"),
         (
             "test_merge_command:of_two",
-            "factory 'test_merge_command:of_two' does not work (of_two()",
+            "factory 'test_merge_command:of_two' does not work (TypeError: of_two()",
         ),
         ("test_merge_command:without_module", "gave a int, not a module"),
-        ("torchvision:resnet19", "model factory 'torchvision:resnet19' does not work (Unknown mod"),
-        ("timm:resnet19", "model factory 'timm:resnet19' does not work (Unknown model"),
+        ("torchvision:resnet19", "model factory 'torchvision:resnet19' does not work (ValueError: Unknown"),
+        ("timm:resnet19", "model factory 'timm:resnet19' does not work (RuntimeError: Unknown"),
         ("test_merge_command:of_colour", "must take a batch of digits, (1, 1, 4, 4), (1,): "),
         ("test_merge_command:of_three_classes", ", and give 10 logits, not 3: change the model"),
     ],
@@ -590,7 +590,7 @@ def test_data_may_come_from_a_function(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "nowhere:data"], "data 'nowhere:data' does not work (No module named"),
+        (["--data", "nowhere:data"], "data 'nowhere:data' does not work (ModuleNotFoundError: No"),
         (["--data", "test_merge_command:nothing"], "gave other parts than train, validation and"),
         (["--data", "test_merge_command:listed", "--classes", "10", "--validation", "0.1"], "own parts"),
         (["--data", "test_merge_command:listed"], "resnet20 is a network for images: give data of"),

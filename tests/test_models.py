@@ -157,13 +157,13 @@ def test_resnet20_starts_kaiming_normal_and_vgg11_xavier_uniform_with_zero_biase
     ("name", "options", "message"),
     [
         ("resnet34", {}, "unknown model 'resnet34': choose one of vgg11, resnet20, resnet18"),
-        ("resnet20", {"width": 0}, "width is 0: it must be positive"),
-        ("vgg11", {"width": -1.0}, "width is -1.0: it must be positive"),
+        ("resnet20", {"width": 0}, "width is 0: give a finite number above 0"),
+        ("vgg11", {"width": -1.0}, "width is -1.0: give a finite number above 0"),
         ("vgg11", {"image_size": 12}, "vgg11 takes images of 2, 4, 8, 16 or 32 pixels, not 12"),
         ("vgg11", {"image_size": 1}, "vgg11 needs images of at least 2 pixels, not 1"),
         ("resnet20", {"image_size": 2}, "resnet20 needs images of at least 4 pixels, not 2"),
         ("resnet18", {"image_size": 4}, "resnet18 needs images of at least 8 pixels, not 4"),
-        ("resnet18", {"width": 0}, "width is 0: it must be positive"),
+        ("resnet18", {"width": 0}, "width is 0: give a finite number above 0"),
     ],
 )
 def test_a_model_that_there_is_not_is_refused(

@@ -171,7 +171,7 @@ def test_the_loss_at_the_rounded_maps_is_at_most_that_at_the_start(point: str, n
     assert losses["identity"] < loss(identity(a, b))
     assert losses["weight_matching"] <= loss(weight_matching(a, b, example_of(loader())))
     assert losses["permute"] <= loss(permute(a, b, loader()))
-    still = sinkhorn_loss(a, b, loader(), point=point, epochs=3, lr=0.0, noise=0.0)
+    still = sinkhorn_loss(a, b, loader(), point=point, epochs=3, lr=1e-9, noise=0.0)
     assert loss(still) == loss(identity(a, b))
 
 

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from processes import needs_proc
+from tiny import net
 from torture import table
 from torture.common import Case
 from torture.parts import PARTS
 
 from npmerge.report.robustness import RIGHT, read_robustness, robustness_parts
+from npmerge.store.checkpoints import load_state, write_checked
+from npmerge.store.files import locked
 
 pytestmark = [needs_proc, pytest.mark.skipif(sys.platform != "linux", reason="as it is done there")]
 
@@ -53,3 +57,26 @@ def test_the_page_shows_a_table_a_part_and_every_defect(tmp_path: Path) -> None:
     path.write_text("part\n")
     with pytest.raises(ValueError, match="no record of the torture: run make torture again"):
         robustness_parts(path)
+
+
+def test_what_a_killed_writer_left_is_gone_once_another_is_at_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "record [1].json"
+    left, another = tmp_path / f".{path.name}.abcd_123", tmp_path / ".record [1].training"
+    for file in (left, another):
+        file.touch()
+    with locked(path):
+        assert not left.exists()
+        assert another.exists()
+
+
+def test_a_flipped_bit_in_a_file_that_npmerge_signed_is_told_by_whoever_reads_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.safetensors"
+    write_checked(path, net().state_dict(), {"made_of": {}})
+    assert all(torch.isfinite(value).all() for value in load_state(path).values())
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_state(path)

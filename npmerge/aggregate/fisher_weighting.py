@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from npmerge.aggregate.aggregated import Aggregated, learnable
 from npmerge.aggregate.averaging import mean
+from npmerge.checks import check_finite
 from npmerge.data.streams import (
     Batch,
     Data,
@@ -75,6 +76,7 @@ def fisher(
         Matena & Raffel 2022, Eq. 5, with its 4,096 examples and its floor.
     """
     check_same_architecture(a, b)
+    check_finite("floor", floor, above=0)
     merged = mean(a, b)
     known = partial(
         diagonal_fisher, data=data, expectation=expectation, examples=examples, seed=seed

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npmerge.prepare import checked
 from npmerge.symmetry import check_same_architecture
 
 
@@ -17,7 +18,7 @@ class Sum:
     """Models of one architecture added up in float64, each times its weight, on the devices of the first one."""
 
     def __init__(self, first: nn.Module, weight: float = 1) -> None:
-        state = first.state_dict()
+        state = checked(first).state_dict()
         self._like = emptied(first)
         self._weight = weight
         self._kept = {name: v.clone() for name, v in state.items() if not v.is_floating_point()}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npmerge.prepare import checked
 from npmerge.store.checkpoints import read_checked, write_checked
 from npmerge.symmetry import Group, Slot
 
@@ -98,7 +99,7 @@ class Alignment:
         Raises:
             ValueError: If the model does not have the groups' tensors and shapes.
         """
-        changed = self.mapped(model.state_dict())
+        changed = self.mapped(checked(model).state_dict())
         result = copy.deepcopy(model)
         target = result.state_dict()
         for name, tensor in changed.items():

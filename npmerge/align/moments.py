@@ -95,10 +95,10 @@ def covariances(
         The covariances; all zero for a group that no activation shows.
 
     Raises:
-        ValueError: If the models differ in architecture or shape, or the data is empty.
+        ValueError: If the models differ in architecture, shape or type, or the data is empty.
         SymmetryError: If the model's symmetry groups cannot be found.
     """
-    check_same_architecture(a, b)
+    check_same_architecture(a, b, types=True)
     device = next((p.device for p in a.parameters()), torch.device("cpu"))
     accumulators: list[_Accumulator] = []
     with torch.no_grad(), float32(device):

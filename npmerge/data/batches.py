@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npmerge.checks import check_finite, check_whole
+from npmerge.checks import check_finite, check_seed, check_whole
 from npmerge.data.images import Images
 
 
@@ -82,7 +82,7 @@ class Batches:
     ) -> None:
         """All but the pixels."""
         check_whole("batch_size", batch_size, 1)
-        check_whole("seed", seed)
+        check_seed(seed)
         for value in (*mean, *std):
             check_finite("mean or std", value)
         if min(std) <= 0:

@@ -22,6 +22,23 @@ View = tuple[int, int | None, int]
 """What a worker decodes: the place of an image, the seed of its random crop (``None`` for the centre), the epoch."""
 
 
+def decoded(path: str) -> Any:
+    """The image of a file, in RGB.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be decoded ({error}): copy it again from its archive"
+        ) from error
+
+
 class ImageFiles(Dataset[np.ndarray]):
     """Half of an image set in files, listed as torchvision's ``ImageFolder`` does; nothing is decoded.
 
@@ -57,12 +74,7 @@ class ImageFiles(Dataset[np.ndarray]):
         """``uint8 (H, W, C)``: a function of the view only."""
         row, seed, epoch = view
         path, _ = self.samples[row]
-        try:
-            image = default_loader(path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be decoded ({error}): copy it again from its archive"
-            ) from error
+        image = decoded(path)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             if seed is not None:
                 torch.default_generator.manual_seed(child_seed(seed, epoch, row))

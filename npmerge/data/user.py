@@ -176,6 +176,8 @@ def _folder(
 ) -> Parts:
     from torchvision.datasets import ImageFolder
 
+    from npmerge.data.folders import decoded
+
     found = {
         part: next((folder / name for name in names if (folder / name).is_dir()), None)
         for part, names in HALVES.items()
@@ -187,7 +189,7 @@ def _folder(
     for part, place in found.items():
         if place is not None:
             try:
-                sets[part] = ImageFolder(place, transform)
+                sets[part] = ImageFolder(place, transform, loader=decoded)
             except FileNotFoundError as error:
                 raise DataError(str(error).splitlines()[0]) from error
             if sets[part].classes != sets["train"].classes:

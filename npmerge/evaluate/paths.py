@@ -81,5 +81,7 @@ def barrier(points: Sequence[PathPoint]) -> float:
     Source:
         Entezari et al. 2022, definition 2.
     """
+    if not points:
+        raise ValueError("no points: give those of a path")
     first, last = points[0], points[-1]
     return max(p.loss - ((1 - p.alpha) * first.loss + p.alpha * last.loss) for p in points)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from npmerge.catalogue import MODELS
-from npmerge.checks import check_whole
+from npmerge.checks import check_seed
 from npmerge.models.imagenet_residual import resnet18
 from npmerge.models.residual import resnet20
 from npmerge.models.vgg import vgg11
@@ -30,7 +30,7 @@ def build(
     Raises:
         ValueError: no such model, or it does not take such images; a number that is out of bounds.
     """
-    check_whole("seed", seed)
+    check_seed(seed)
     built: nn.Module = MODELS[name].function(
         classes,
         width,

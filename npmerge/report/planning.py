@@ -8,6 +8,7 @@ from statistics import median
 
 import pandas as pd
 
+from npmerge.experiments import EXPERIMENTS
 from npmerge.parameters import PUBLISHED
 from npmerge.report.pages import show
 from npmerge.report.words import NOTHING, duration, listed, span
@@ -112,7 +113,7 @@ def show_plan(
     workers: Sequence[int] = WORKERS,
     speeds: Sequence[float] = SPEEDS,
 ) -> None:
-    """Show what all experiments of a profile would cost, from times of a file, or say that there are none.
+    """Show what the paper's tables and figure would cost at a profile, from times of a file, or say that there are none.
 
     Args:
         profile: name of the parameter set.
@@ -124,9 +125,10 @@ def show_plan(
         show(f"There is no `{Path(path).name}` yet.")
         return
     timed = read_timed(path)
+    papers = [name for name, one in EXPERIMENTS.items() if one.table not in ("ours", "cost")]
     plans = {
         speed: plan_experiments(
-            "ALL", profile=profile, workers=workers, rates=Rates(timed), speed=speed
+            papers, profile=profile, workers=workers, rates=Rates(timed), speed=speed
         )
         for speed in (1, *speeds)
     }

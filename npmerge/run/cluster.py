@@ -11,6 +11,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def check_cluster(cluster: str | None, scheduler: str | None, workers: int | Non
         workers: how many there are to be without a cluster.
 
     Raises:
-        ValueError: several are given, there is no such kind, or Dask is not installed.
+        ValueError: several are given, there is no such kind, or Dask or SLURM is not installed.
     """
     if cluster is None and scheduler is None:
         return
@@ -52,6 +53,8 @@ def check_cluster(cluster: str | None, scheduler: str | None, workers: int | Non
         raise ValueError(f"workers is {workers}: a cluster has its own number, leave this out")
     if find_spec("distributed") is None:
         raise ValueError("a cluster needs Dask, which is not installed: pip install npmerge[dask]")
+    if cluster is not None and cluster.startswith("slurm") and which("sbatch") is None:
+        raise ValueError(f"cluster is {cluster!r}, but there is no sbatch: run this where SLURM is")
 
 
 class Cluster(Executor):
@@ -81,7 +84,10 @@ class Cluster(Executor):
         from distributed import Client
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is wrong is said once
-        self._own = _started(cluster, on_gpu=on_gpu) if cluster else None
+        try:
+            self._own = _started(cluster, on_gpu=on_gpu) if cluster else None
+        except (OSError, RuntimeError) as error:
+            raise ClusterError(f"the cluster {cluster} cannot be started: {error}") from error
         self.address = self._own.scheduler_address if self._own else scheduler
         try:
             self._client = Client(
@@ -248,7 +254,8 @@ def _started(cluster: str, *, on_gpu: bool) -> Any:
             options["env"] = {"CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]}
             options["resources"] = GPU
         workers[k] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    where = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": ":0"}
+    scheduler = {"cls": Scheduler, "options": where}
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=quiet, name="npmerge")
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from npmerge.catalogue import ALL
+from npmerge.catalogue import ALL, DATASETS
 from npmerge.device import free_memory, kernels, pick_device, threads
 from npmerge.experiments import EXPERIMENTS, Profile, cells, load_profile
 from npmerge.experiments.listing import in_order, matching
@@ -449,9 +449,12 @@ def _shortened(config: dict[str, Any]) -> dict[str, Any]:
     if "trunk" in short["setting"]:
         short["setting"]["trunk"] = min(short["setting"]["trunk"], 1)
     sizes = [short["setting"]["recipe"]["batch_size"], short["data"]["batch_size"]]
-    short["setting"]["images"] = 2 * max(sizes)
-    if "epochs" in short:
-        short["epochs"] = 1
+    classes = DATASETS[short["setting"]["dataset"]].classes  # of each, some must be there
+    enough = 3 * classes * short["setting"].get("apart", 0)
+    short["setting"]["images"] = max(2 * max(sizes), enough)
+    for one in (short, short.get("rounds", {})):
+        if "epochs" in one:
+            one["epochs"] = 1
     for step in ("align", "aggregate"):
         options = (short.get(step) or {}).get("options", {})
         for one in [options, *(v["trial"] for v in options.values() if isinstance(v, dict))]:

@@ -63,6 +63,8 @@ def load_state(path: Path | str) -> dict[str, Tensor]:
         raise ValueError(f"no file {path}: give a checkpoint, .safetensors, .pt, .pth or .ckpt")
     try:
         if _is_safetensors(path):
+            if _is_signed(path) and _signature(path) != _sign(path):
+                raise ValueError("its bytes are not those that were written")
             return load_file(path)
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
             with zipfile.ZipFile(path) as file:
@@ -245,14 +247,14 @@ def read_checked(
         if _signature(path) != _sign(path):
             raise DamagedError(f"{path} is damaged (its bytes are not those that were written)")
         with safe_open(path, framework="pt") as file:
-            words = json.loads(file.metadata()["npmerge"])
+            about = json.loads(file.metadata()["npmerge"])["says"]
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        found = about.get("made_of")
+    except (SafetensorError, LookupError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged ({_reason(error)})") from error
     except IsADirectoryError as error:
         raise OSError(f"{path} is a folder where a file belongs: remove it") from error
-    about = words["says"]
-    if about.get("made_of") != json.loads(json.dumps(made_of)):
+    if found != json.loads(json.dumps(made_of)):
         raise DamagedError(f"{path} is damaged (it is the file of something else)")
     broken = not_finite(state)
     if broken:
@@ -312,6 +314,11 @@ def _content(state: State, made_of: Mapping[str, Any]) -> Iterator[bytes | memor
     for name, value in sorted(state.items()):
         yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _is_signed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(_PLACE)[8:] == _START
 
 
 def _signature(path: Path) -> str:

@@ -105,7 +105,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         got = True
     try:
         if got:
-            for part in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):  # as mkstemp has it
+            killed = f".{glob.escape(path.name)}.{'?' * 8}"  # as mkstemp names them
+            for part in path.parent.glob(killed):
                 part.unlink(missing_ok=True)
         yield got
     finally:

@@ -12,13 +12,16 @@ from npmerge.prepare import checked
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
 
 
-def check_same_architecture(a: nn.Module, b: nn.Module, *, widths: bool = True) -> None:
+def check_same_architecture(
+    a: nn.Module, b: nn.Module, *, widths: bool = True, types: bool = False
+) -> None:
     """Check that two models have the same modules, parameters and buffers.
 
     Args:
         a: The first model.
         b: The second model.
         widths: Whether their shapes, and the groups of convolutions, must be the same too.
+        types: Whether the types of their numbers must be, as where both get the same inputs.
 
     Raises:
         ValueError: If they differ; the message names the first difference.
@@ -36,16 +39,18 @@ def check_same_architecture(a: nn.Module, b: nn.Module, *, widths: bool = True) 
             value = getattr(module, key, None)
             if isinstance(value, int | str | tuple) and (widths or key != "groups"):
                 _check_equal(where, key, value, getattr(other, key, None))
-    for name, tensor in state_a.items() if widths else ():
-        _check_equal(repr(name), "shape", tuple(tensor.shape), tuple(state_b[name].shape))
-        _check_equal(repr(name), "type", tensor.dtype, state_b[name].dtype)
+    for name, tensor in state_a.items():
+        if widths:
+            _check_equal(repr(name), "shape", tuple(tensor.shape), tuple(state_b[name].shape))
+        if types:
+            _check_equal(repr(name), "type", tensor.dtype, state_b[name].dtype)
 
 
 def _on_meta(model: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
 
 
-_ADVICE = "merge two models of one architecture and width"
+_ADVICE = "merge two models of one architecture, width and type"
 
 
 def _check_names(kind: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:

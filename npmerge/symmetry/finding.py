@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from npmerge.named import user_code
 from npmerge.prepare import checked, unwrapped
 from npmerge.symmetry.atoms import (
     Atom,
@@ -374,7 +375,9 @@ def compare(first: nn.Module, second: nn.Module, *example: Any, **named: Any) ->
     outputs = []
     for model in (first, second):
         with evaluating(model), plain_operations():
-            found = tree_leaves(_plain(model(*example, **named)))
+            with user_code(f"model {type(model).__name__}"):
+                out = model(*example, **named)
+            found = tree_leaves(_plain(out))
         outputs.append([t for t in found if isinstance(t, Tensor) and t.is_floating_point()])
     scale = max((float(t.abs().max()) for t in outputs[0] if t.numel()), default=0.0)
     pairs = zip(*outputs, strict=True)

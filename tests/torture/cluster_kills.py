@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from kills import Killer, spawned
 
-from npmerge.report.clusters import COLUMNS
+from npmerge.report.machines import COLUMNS
 from npmerge.run.engine import run_experiments
 from npmerge.store.origins import device_label, revision
 
@@ -73,6 +74,11 @@ def main() -> int:
     return min(wrong, 1)
 
 
+def _at_work(folder: Path) -> bool:
+    """Whether a first task has begun: what is killed earlier ends the command, as it cannot start its cluster."""
+    return any((folder / "zoo").rglob("*.safetensors.lock"))
+
+
 def runs(top: Path, options: argparse.Namespace) -> Iterator[tuple[dict[str, Any], bool]]:
     on = {"cluster": f"local:{options.workers}"}
     expected: dict[str, Any] = {}
@@ -83,8 +89,9 @@ def runs(top: Path, options: argparse.Namespace) -> Iterator[tuple[dict[str, Any
     ):
         folder, start = top / name.replace(" ", "-"), time.monotonic()
         killer = Killer(
-            lambda: spawned(os.getpid()), kills, between=tuple(options.between), seed=options.seed
-        )
+            lambda: spawned(os.getpid()), kills, between=tuple(options.between), seed=options.seed,
+            busy=partial(_at_work, folder),
+        )  # fmt: skip
         with killer:
             paths = run_experiments(
                 options.experiment, profile=options.profile, seeds=options.seeds, pattern=options.cells,

@@ -150,8 +150,13 @@ def _held(locks: Path) -> bool:
 
 
 NOTEBOOK = (
-    """profile, seeds, device, recompute = "digits", [0], "auto", False
-results, zoo, models = "results", "zoo", "models\"""",
+    """profile = "digits"
+seeds = [0]
+device = "auto"
+recompute = False
+results = "results"
+zoo = "zoo"
+models = "models\"""",
     """from npmerge.run.engine import run_experiments
 places = {"results": results, "zoo": zoo, "models": models}
 len(run_experiments("comparison", profile=profile, seeds=seeds, **places))""",

@@ -16,13 +16,23 @@ from safetensors import SafetensorError
 from tiny import net
 
 from npmerge.store.checkpoints import load_state
-from torture.common import COMMAND, Case, Folders, environment
+from npmerge.store.files import sha256
+from torture.common import COMMAND, Case, Folders, environment, scratch
 
 PART = "places"
 ALONE = ["unshare", "--map-root-user", "--mount", "--net"]
 """Gives a command mounts and a network of its own, where the machine allows it."""
-SIZES = {False: (16, 64, 128, 256, 512), True: (64,)}
-"""KiB that a disk has, in full and in small."""
+SIZES = (16, 64, 128, 256, 512)
+"""KiB that a disk has."""
+HOMES = {
+    "no home folder": "unset HOME",
+    "a home folder that cannot be written": "export HOME=/proc/nobody",
+}
+SMALL = (
+    "full disk, 64 KiB: run", "read-only folder: merge", "no home folder: merge", "no network: data",
+    "a full disk for the output: methods", "nobody who reads: methods",
+)  # fmt: skip
+"""What is tried in small."""
 
 
 @dataclass(frozen=True)
@@ -53,74 +63,42 @@ STORES = "--results {place}/results --zoo {place}/zoo --models {place}/models"
 ELSEWHERE = "--results {top}/results --zoo {top}/zoo --models {top}/models"
 
 
-def trials(*, small: bool) -> Iterator[Trial]:
+def trials() -> Iterator[Trial]:
     """All of them."""
-    run, merge = (
-        f"{RUN} {STORES}".replace("{workers}", "1"),
-        f"{MERGE} --output {{place}}/merged.safetensors",
-    )
+    one, two = (f"{RUN} {STORES}".replace("{workers}", workers) for workers in "12")
+    merge = f"{MERGE} --output {{place}}/merged.safetensors"
+    book = f"{BOOK} {ELSEWHERE} --output {{place}}/built"
     beside = "--save-alignment {place}/alignment.safetensors --history {place}/history.csv"
-    for size in SIZES[small]:
-        full = f"mount -t tmpfs -o size={size}k tmpfs {{place}}"
-        yield Trial(f"full disk, {size} KiB: run", run, full, None)
-        yield Trial(f"full disk, {size} KiB: merge", merge, full, None)
-        if not small:
-            yield Trial(
-                f"full disk, {size} KiB: run, 2 workers",
-                f"{RUN} {STORES}".replace("{workers}", "2"),
-                full,
-                None,
-            )
-            yield Trial(f"full disk, {size} KiB: merge and more", f"{merge} {beside}", full, None)
-            yield Trial(
-                f"full disk, {size} KiB: book", f"{BOOK} {ELSEWHERE} --output {{place}}/built", full
-            )
-    read_only = "mount -t tmpfs -o size=1m,ro tmpfs {place}"
-    yield Trial("read-only folder: run", run, read_only)
-    yield Trial("read-only folder: merge", merge, read_only)
-    if not small:
-        yield Trial(
-            "read-only folder: book", f"{BOOK} {ELSEWHERE} --output {{place}}/built", read_only
-        )
-        yield Trial(
-            "read-only folder: data",
-            "data cifar10",
-            f"{read_only}; export HOME={{place}}",
-            unset=("NPMERGE_DATA",),
-        )
-        yield Trial(
-            "read-only folder: models --publish", f"models same_data --publish {STORES}", read_only
-        )
-        yield Trial("a file in the folder's place: run", run, "rmdir {place}; touch {place}")
-        yield Trial("a file in the folder's place: merge", merge, "rmdir {place}; touch {place}")
-    homes = {
-        "no home folder": "unset HOME",
-        "a home folder that cannot be written": "export HOME=/proc/nobody",
-    }
-    for kind, before in homes.items():
-        for name, words in {"run": run, "merge": merge, "status": f"status {STORES}"}.items():
-            if not small or name == "merge":
-                yield Trial(f"{kind}: {name}", words, before, works=True)
-        if not small:
-            yield Trial(f"{kind}: data", "data cifar10", before, unset=("NPMERGE_DATA",))
-    home = "export HOME={place}"
-    yield Trial("no network: data", "data cifar10", home, unset=("NPMERGE_DATA",))
-    if not small:
-        cifar = "run same_data --profile short --seeds 0 --device cpu --quiet"
-        yield Trial(
-            "no network: run with CIFAR", f"{cifar} {STORES}", home, unset=("NPMERGE_DATA",)
-        )
-        yield Trial("no network: run with digits", run, home, works=True)
-        yield Trial(
-            "no network: merge with CIFAR",
-            merge.replace("mine:batches", "cifar10"),
-            home,
-            unset=("NPMERGE_DATA",),
-        )
-    for name in ("methods",) if small else ("methods", "status", "records --csv"):
-        words = name if name == "methods" else f"{name} {ELSEWHERE.partition(' --zoo')[0]}"
-        yield Trial(f"a full disk for the output: {name}", words, after="> /dev/full")
-        yield Trial(f"nobody who reads: {name}", words, works=None, after="| true")
+    data: tuple[str, ...] = ("NPMERGE_DATA",)
+    for size in SIZES:
+        kind, full = f"full disk, {size} KiB", f"mount -t tmpfs -o size={size}k tmpfs {{place}}"
+        yield Trial(f"{kind}: run", one, full, None)
+        yield Trial(f"{kind}: run, 2 workers", two, full, None)
+        yield Trial(f"{kind}: merge", merge, full, None)
+        yield Trial(f"{kind}: merge and more", f"{merge} {beside}", full, None)
+        yield Trial(f"{kind}: book", book, full)
+    kind, before = "read-only folder", "mount -t tmpfs -o size=1m,ro tmpfs {place}"
+    for name, words in {"run": one, "merge": merge, "book": book}.items():
+        yield Trial(f"{kind}: {name}", words, before)
+    yield Trial(f"{kind}: data", "data cifar10", f"{before}; export HOME={{place}}", unset=data)
+    kind, before = "a file in the folder's place", "rmdir {place}; touch {place}"
+    for name, words in {"run": one, "merge": merge}.items():
+        yield Trial(f"{kind}: {name}", words, before)
+    for kind, before in HOMES.items():
+        for name, words in {"run": one, "merge": merge, "status": f"status {STORES}"}.items():
+            yield Trial(f"{kind}: {name}", words, before, works=True)
+        yield Trial(f"{kind}: data", "data cifar10", before, unset=data)
+    kind, before = "no network", "export HOME={place}"
+    cifar = f"run same_data --profile short --seeds 0 --device cpu --quiet {STORES}"
+    yield Trial(f"{kind}: data", "data cifar10", before, unset=data)
+    yield Trial(f"{kind}: run with CIFAR", cifar, before, unset=data)
+    yield Trial(f"{kind}: run with digits", one, before, works=True)
+    on_cifar = merge.replace("mine:batches", "cifar10")
+    yield Trial(f"{kind}: merge with CIFAR", on_cifar, before, unset=data)
+    results = "--results {top}/results"
+    for name, more in {"methods": "", "status": results, "records --csv": results}.items():
+        yield Trial(f"a full disk for the output: {name}", f"{name} {more}", after="> /dev/full")
+        yield Trial(f"nobody who reads: {name}", f"{name} {more}", works=None, after="| true")
 
 
 def places(folder: Path, *, small: bool) -> Iterator[Case]:
@@ -128,7 +106,7 @@ def places(folder: Path, *, small: bool) -> Iterator[Case]:
 
     Args:
         folder: where to work.
-        small: fewer of each.
+        small: only :data:`SMALL`.
     """
     allowed = not subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode
     for name, seed in (("a", 0), ("b", 1)):
@@ -137,7 +115,9 @@ def places(folder: Path, *, small: bool) -> Iterator[Case]:
     from torture.kills import project
 
     project(folder / "project")
-    for trial in trials(small=small):
+    for trial in trials():
+        if small and trial.kind not in SMALL:
+            continue
         if not allowed:
             yield Case(PART, trial.kind, "left out", "unshare is not allowed on this machine")
             continue
@@ -145,52 +125,53 @@ def places(folder: Path, *, small: bool) -> Iterator[Case]:
 
 
 def _tried(trial: Trial, folder: Path) -> Case:
-    place = folder / "place"
-    shutil.rmtree(place, ignore_errors=True)
-    place.unlink(missing_ok=True) if place.is_file() else None
-    place.mkdir()
-    given = {"place": str(place), "top": str(folder), "workers": "1"}
-    kept = folder / "kept"
-    shutil.rmtree(kept, ignore_errors=True)
-    script = "\n".join(
-        [
-            trial.before.format(**given) or ":",
-            f"{shlex.join([sys.executable, str(COMMAND)])} {trial.words.format(**given)} {trial.after}",
-            "code=${PIPESTATUS[0]}",
-            f"cp -r {place} {kept}",
-            "exit $code",
-        ]
-    )
-    env = {
-        name: value
-        for name, value in environment(PYTHONPATH=_path(folder)).items()
-        if name not in trial.unset
-    }
-    try:
-        done = subprocess.run(
-            [*ALONE, "bash", "-c", script], capture_output=True, text=True, errors="replace", env=env,
-            cwd=folder, timeout=300, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+    with scratch(folder, "trial") as own:
+        place, kept = own / "place", own / "kept"
+        place.mkdir()
+        done = _run(trial, folder, place, kept)
+        half = next(_half_written(kept), "")
+    if done is None:
         return Case(PART, trial.kind, "does not end")
-    said, code = done.stderr.strip(), done.returncode
-    said = said.replace(
-        "npmerge: 1 cells failed, the others are done:\n  ", "npmerge: 1 cell failed: "
-    )
-    if half := next(_half_written(kept), None):
+    said, code = done.stderr.strip().replace(str(folder), "DIR"), done.returncode
+    logged, _, error = said.rpartition("npmerge: ")
+    error = error.replace("1 cells failed, the others are done:\n  ", "a cell failed: ")
+    error = error.partition(" has all of it:\n")[0]  # what Jupyter Book has said follows
+    if half:
         return Case(PART, trial.kind, "half-written", half)
     if "Traceback" in said:
         return Case(PART, trial.kind, "traceback", said[-300:])
     if code == 0:
-        return Case(
-            PART,
-            trial.kind,
-            "works" if trial.works is not False else "works, and should not",
-            said[-200:],
-        )
-    if code != 1 or not said.startswith("npmerge: ") or "\n" in said:
+        right = trial.works is not False
+        return Case(PART, trial.kind, "works" if right else "works, and should not", said[-200:])
+    if code != 1 or not error or "\n" in error or logged.count("\n") > 1:
         return Case(PART, trial.kind, "more than a line", f"status {code}: {said[-300:]}")
-    return Case(PART, trial.kind, "fails, and should not" if trial.works else "one line", said)
+    return Case(PART, trial.kind, "fails, and should not" if trial.works else "one line", error)
+
+
+def _run(
+    trial: Trial, folder: Path, place: Path, kept: Path
+) -> subprocess.CompletedProcess[str] | None:
+    """Run the command where the trouble is, and copy what it leaves there; ``None`` if it does not end."""
+    given = {"place": str(place), "top": str(folder)}
+    program = shlex.join([sys.executable, str(COMMAND)])
+    script = [
+        "ip link set lo up 2> /dev/null",  # Jupyter's processes talk to one another by it
+        trial.before.format(**given),
+        f"{program} {trial.words.format(**given)} {trial.after}",
+        "code=${PIPESTATUS[0]}",
+        f"cp -r {place} {kept}",
+        "exit $code",
+    ]
+    env = environment(PYTHONPATH=_path(folder))
+    for name in trial.unset:
+        env.pop(name, None)
+    try:
+        return subprocess.run(
+            [*ALONE, "bash", "-c", "\n".join(script)], capture_output=True, text=True,
+            errors="replace", env=env, cwd=folder, timeout=300, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _path(folder: Path) -> str:
@@ -211,7 +192,11 @@ def _half_written(kept: Path) -> Iterator[str]:
         name = str(path.relative_to(kept))
         if name.startswith((".cache/", "built/", ".config/", ".local/", ".ipython/")):
             continue
-        if path.name.startswith("."):
+        if path.name.endswith(".training"):
+            raw = path.read_bytes()
+            if sha256([raw[32:]]) != raw[:32].hex():
+                yield f"{name} is not whole"
+        elif path.name.startswith("."):
             yield f"{name} was left over"
         elif path.suffix == ".safetensors":
             try:

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def write(path: Path, part: str, cases: Sequence[Case], seconds: float) -> None:
     about = {
         "seconds": f"{seconds:.0f}",
         "revision": revision(),
-        "versions": f"python {sys.version_info.major}.{sys.version_info.minor}, torch {torch.__version__}",
+        "versions": f"python {sys.version_info.major}.{sys.version_info.minor}, torch {version('torch')}",
         "device": device_label(torch.device("cpu")),
         "date": datetime.now(UTC).date().isoformat(),
     }
