@@ -24,7 +24,6 @@ from npmerge.methods import KINDS, of_kind
 from npmerge.parameters import validated
 from npmerge.report import coefficients, transformers
 from npmerge.report.cards import cards_page
-from npmerge.report.machines import cluster_findings
 from npmerge.report.comparison import (
     GRID,
     answer,
@@ -34,6 +33,7 @@ from npmerge.report.comparison import (
     plot_comparison,
 )
 from npmerge.report.ledger import hold_claims
+from npmerge.report.machines import cluster_findings
 from npmerge.report.pages import everything, today
 from npmerge.report.plots import style
 from npmerge.report.report_card import (

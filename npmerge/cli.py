@@ -423,7 +423,12 @@ def _pairs(given: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"option {text!r} has no value: write NAME=VALUE")
         try:
             found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deep
+        except (
+            ValueError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+        ):  # the last two: nested too deep
             found[name] = value
     return found
 

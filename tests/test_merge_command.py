@@ -393,7 +393,10 @@ def test_what_is_wrong_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere:factory", "model factory 'nowhere:factory' does not work (ModuleNotFoundError: No"),
+        (
+            "nowhere:factory",
+            "model factory 'nowhere:factory' does not work (ModuleNotFoundError: No",
+        ),
         (":factory", "model factory ':factory' does not work ("),
         ("test_merge_command:absent", "has no attribute 'absent'"),
         (
@@ -401,7 +404,10 @@ def test_what_is_wrong_is_said_in_one_line(
             "factory 'test_merge_command:of_two' does not work (TypeError: of_two()",
         ),
         ("test_merge_command:without_module", "gave a int, not a module"),
-        ("torchvision:resnet19", "model factory 'torchvision:resnet19' does not work (ValueError: Unknown"),
+        (
+            "torchvision:resnet19",
+            "model factory 'torchvision:resnet19' does not work (ValueError: Unknown",
+        ),
         ("timm:resnet19", "model factory 'timm:resnet19' does not work (RuntimeError: Unknown"),
         ("test_merge_command:of_colour", "must take a batch of digits, (1, 1, 4, 4), (1,): "),
         ("test_merge_command:of_three_classes", ", and give 10 logits, not 3: change the model"),

@@ -85,7 +85,10 @@ def _given(batch_size: int, epochs: int, examples: int) -> dict[str, Any]:
 
 DEFAULTS = {
     "digits": {"settings": [_SAME, _80_20], "optimisation": _given(25, 3, 250), "seeds": 1},
-    "grid": {"settings": [_GRID, {**_GRID, "split": "80-20"}], "optimisation": _given(100, 2, 1000)},
+    "grid": {
+        "settings": [_GRID, {**_GRID, "split": "80-20"}],
+        "optimisation": _given(100, 2, 1000),
+    },
 }
 """A demonstration, on the base models of other chapters; and the reference setting of the comparison."""
 

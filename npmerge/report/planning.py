@@ -113,7 +113,7 @@ def show_plan(
     workers: Sequence[int] = WORKERS,
     speeds: Sequence[float] = SPEEDS,
 ) -> None:
-    """Show what the paper's tables and figure would cost at a profile, from times of a file, or say that there are none.
+    """Show what the paper's tables and figure would cost at a profile, from times of a file; or that there are none.
 
     Args:
         profile: name of the parameter set.

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,7 +30,7 @@ from npmerge.experiments import EXPERIMENTS
 from npmerge.run.amounts import KINDS, Kind, Network, Part, parts, trained_images
 from npmerge.run.work import base_models, mixed_precision
 from npmerge.store.files import write_atomically
-from npmerge.store.origins import device_label
+from npmerge.store.origins import device_label, revision
 from npmerge.store.records import Cell, Record, Records
 from npmerge.symmetry import find_symmetry
 from npmerge.training import fit
@@ -60,6 +61,8 @@ class Timed:
         precision: of learning.
         torch: its version.
         clock: whose seconds: of the wall, or on one thread of a CPU the process's own, which others do not disturb.
+        revision: of the source, where it was timed and not taken from records.
+        date: likewise.
     """
 
     network: str
@@ -71,6 +74,8 @@ class Timed:
     precision: str
     torch: str
     clock: str = "wall"
+    revision: str = ""
+    date: str = ""
 
 
 class Rates:
@@ -156,6 +161,7 @@ def time_steps(
             network.name, kind, work, seconds, device_label(device), torch.get_num_threads(),
             precision, torch.__version__,
             "process" if _clock(device) is time.process_time else "wall",
+            revision(), datetime.now(UTC).date().isoformat(),
         )  # fmt: skip
 
 
