@@ -145,6 +145,18 @@ def test_killed_workers_cost_the_time_of_their_cells_and_nothing_else(
     assert_as_undisturbed(folders, undisturbed)
 
 
+def test_a_worker_that_dask_has_given_up_is_begun_afresh() -> None:
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):
+        pool = Cluster("local:1")
+        try:
+            pid = pool.result(os.getpid)
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not pool._own.workers)
+            assert pool.result(os.getpid) != pid
+        finally:
+            pool.shutdown()
+
+
 class Greedy(WorkerPlugin):
     """Lets one cell ask for all the memory there is, and another one fail."""
 

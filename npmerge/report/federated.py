@@ -404,7 +404,7 @@ def rounds_table(records: Sequence[Record]) -> pd.DataFrame:
     Args:
         records: of ``federated`` at one profile.
     """
-    rows = _rounds(measured(records))
+    rows = _rounds(measured(records)).sort_values("rounds")
     cells: dict[str, dict[str, str]] = {}
     for (name, count), here in rows.groupby(["method", "rounds"], sort=False):
         mean, spread = float(here["top1"].mean()), float(here["top1"].std())

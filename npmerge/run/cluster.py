@@ -7,12 +7,14 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from shutil import which
 from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ KINDS = re.compile(r"(local|slurm):([1-9]\d{0,4})")
 ADDRESS = re.compile(r"([a-z]+://)?[^\s/]+:\d+")
 GPU = {"GPU": 1}
 """What a task asks of a worker that has a GPU to itself."""
+POLL = 1.0
+"""Seconds after which somebody looks whether there are other workers."""
 PATIENCE = 20.0
 """Seconds until a scheduler has to answer."""
 
@@ -98,7 +102,8 @@ class Cluster(Executor):
                 f"no Dask scheduler answers at {self.address}: start one with `dask scheduler`, and "
                 "workers with `dask worker ADDRESS --nthreads 1`"
             ) from error
-        self._on_gpu = on_gpu
+        self._on_gpu, self._waiting = on_gpu, False
+        self._wanted = int(cluster.split(":")[1]) if cluster and cluster.startswith("local") else 0
         self._begun: dict[Future[Any], Any] = {}
 
     @property
@@ -111,7 +116,7 @@ class Cluster(Executor):
         return max(1, len(self.workers()))
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """The workers that do jobs, by their addresses.
+        """The workers that do jobs, by their addresses; of our own, those that are lost are begun afresh.
 
         Raises:
             ClusterError: the scheduler is gone, or a worker would do several jobs at a time.
@@ -122,6 +127,11 @@ class Cluster(Executor):
             found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
         except OSError as error:
             raise self._gone() from error
+        if self._own is not None and len(found) < self._wanted:
+            self._own.loop.add_callback(_mend, self._own)
+        if not found and not self._waiting:
+            log.info("%s has no worker now: waiting for one", self.address)
+        self._waiting = not found
         if self._on_gpu:
             found = {k: v for k, v in found.items() if v["resources"].get("GPU")} or found
         for address, worker in found.items():
@@ -150,6 +160,13 @@ class Cluster(Executor):
         self._begun[future] = remote
         remote.add_done_callback(partial(self._ended, future))
         return future
+
+    def result(self, job: Callable[..., T], /, *args: Any) -> T:
+        """What a job gives, which is waited for."""
+        future = self.submit(job, *args)
+        while not wait([future], POLL).done:
+            self.workers()  # which mends them
+        return future.result()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """Leave the cluster, which gives up what is not done yet; workers of our own end."""
@@ -257,6 +274,16 @@ def _started(cluster: str, *, on_gpu: bool) -> Any:
     where = {"host": "127.0.0.1", "port": 0, "dashboard": False, "dashboard_address": ":0"}
     scheduler = {"cls": Scheduler, "options": where}
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=quiet, name="npmerge")
+
+
+def _mend(own: Any) -> None:
+    """Begin the workers afresh that Dask has given up, because they were long gone or died while they began."""
+    from distributed import Status
+
+    for name, worker in list(own.workers.items()):
+        if worker.status in (Status.closed, Status.failed):
+            del own.workers[name]
+    own.scale(len(own.worker_spec))
 
 
 def _gpus() -> list[str]:

@@ -24,7 +24,7 @@ from npmerge.catalogue import ALL, DATASETS
 from npmerge.device import free_memory, kernels, pick_device, threads
 from npmerge.experiments import EXPERIMENTS, Profile, cells, load_profile
 from npmerge.experiments.listing import in_order, matching
-from npmerge.run.cluster import Cluster, ClusterError, check_cluster
+from npmerge.run.cluster import POLL, Cluster, ClusterError, check_cluster
 from npmerge.run.schedule import Durations, Schedule, Task, Training
 from npmerge.run.sites import do_apart, do_there, look, marked, needed, packed, unpack
 from npmerge.run.work import Bench, base_models, do_cell, load_images
@@ -37,8 +37,6 @@ from npmerge.store.zoo import BaseModel, Zoo
 log = logging.getLogger(__name__)
 
 P = TypeVar("P", bound=Executor)
-POLL = 1.0
-"""Seconds after which somebody looks whether there are more workers."""
 
 
 class CellsFailedError(RuntimeError):
@@ -258,10 +256,8 @@ class _Run:
             self._job = self._doing(profile, self._records, self._zoo, progress=alone)
         else:
             self._pool = cluster = stack.enter_context(_ending(self._connect()))
-            if not cluster.workers():
-                log.info("%s has no worker yet: waiting for the first", cluster.address)
             marks = marked(stack, [self._records.folder, self._zoo.folder])
-            self._site = cluster.submit(look_around, marks).result()
+            self._site = cluster.result(look_around, marks)
             self._site.check_source()
             published = [folder.absolute() for folder in self._zoo.published]
             zoo = Zoo(self._zoo.folder.absolute(), published)
