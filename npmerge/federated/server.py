@@ -34,7 +34,7 @@ OF_MERGE, OF_MERGER = (
 
 
 class MergeStrategy(FedAvg):
-    """Takes the place of Flower's ``FedAvg``: clients' models become one by :func:`npmerge.merge`.
+    """Takes the place of Flower's ``FedAvg``: clients' models become one by :func:`npmerge.merging.merge`.
 
     A reply is written to a temporary file as soon as it arrives, so that a server whose grid hands out one reply after
     another (:class:`~npmerge.federated.in_process.LocalGrid`) holds no more models than the merge: two, in a
@@ -47,13 +47,13 @@ class MergeStrategy(FedAvg):
     Args:
         build: makes a model of the clients' architecture.
         data: the server's, a re-iterable of batches, for methods that need some.
-        align, aggregate, correct, many: as :func:`npmerge.merge` has them. The mean of any number of models is
+        align, aggregate, correct, many: as :func:`npmerge.merging.merge` has them. The mean of any number of models is
             ``aggregate="mean", many="all_to_one"``: in a tournament, a model with a bye has more weight. A method that
             needs a base gets the model that the round began with.
         weighted: weigh clients by their numbers of examples (``weighted_by_key``), of the mean and all to one.
         seed: of the first round; each further one counts on.
-        options: further arguments of :func:`npmerge.merge` (``align_options``, ``aggregate_options``, ``learn_on``,
-            ``device``, ...) and of ``FedAvg`` (``min_train_nodes``, ``fraction_evaluate``, ...).
+        options: further arguments of :func:`npmerge.merging.merge` (``align_options``, ``aggregate_options``,
+            ``learn_on``, ``device``, ...) and of ``FedAvg`` (``min_train_nodes``, ``fraction_evaluate``, ...).
 
     Attributes:
         merged: how the last round's model was made; ``None`` if there was nothing to merge.
@@ -122,8 +122,8 @@ class MergeStrategy(FedAvg):
             The merged model's arrays, and the metrics as ``FedAvg`` aggregates them; ``None`` if no reply is valid.
 
         Raises:
-            ValueError: arrays do not fit the model, or as :func:`npmerge.merge`.
-            SymmetryError, TrainingError: as :func:`npmerge.merge`.
+            ValueError: arrays do not fit the model, or as :func:`npmerge.merging.merge`.
+            SymmetryError, TrainingError: as :func:`npmerge.merging.merge`.
         """
         self.merged = None
         with tempfile.TemporaryDirectory() as name:

@@ -16,6 +16,8 @@ from npmerge.run.amounts import KINDS
 from npmerge.run.planning import Plan, plan_experiments
 from npmerge.run.rates import Rates, Timed, read_timed
 
+TIMES = f"{PUBLISHED}/benchmarks/plan-cpu.csv"
+"""The book's times."""
 WORKERS = (1, 8, 64)
 """Numbers of devices of the book's table."""
 SPEEDS = (50, 100, 200)
@@ -108,7 +110,7 @@ def speed_sentence(device: str, speed: float) -> str:
 
 def show_plan(
     profile: str = "paper",
-    path: str | Path = f"{PUBLISHED}/benchmarks/plan-cpu.csv",
+    path: str | Path = TIMES,
     *,
     workers: Sequence[int] = WORKERS,
     speeds: Sequence[float] = SPEEDS,
