@@ -138,7 +138,7 @@ def _run_experiments(
 ) -> None:
     """Run the experiments that the notebooks ask for, all at once, so that no core waits for the end of a chapter."""
     text = "".join(notebook.read_text(encoding="utf-8") for notebook in notebooks)
-    named = set(re.findall(r"run_experiments\(\\\"(\w+)", text))
+    named = set(re.findall(r"run_experiments[(]\\\"(\w+)", text))
     given: dict[str, list[str]] = {}
     for name in EXPERIMENTS:
         if name in named:
