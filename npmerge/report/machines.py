@@ -9,10 +9,12 @@ import pandas as pd
 from npmerge.report.words import short_revision
 
 COLUMNS = (
-    "run", "workers", "kills", "cells", "compared", "equal", "left_over", "seconds", "experiments", "profile", "seeds",
-    "revision", "device", "date",
+    "run", "workers", "kills", "cells", "failed", "compared", "equal", "left_over", "seconds", "experiments", "profile",
+    "seeds", "revision", "device", "date",
 )  # fmt: skip
 """What the record has for each run."""
+SAME = "compared", "experiments", "profile", "seeds", "revision", "device"
+"""What all runs of a record have in common, or they could not be held against one another."""
 
 
 def cluster_findings(path: Path | str) -> str:
@@ -29,12 +31,17 @@ def cluster_findings(path: Path | str) -> str:
     rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     if tuple(rows.columns) != COLUMNS or rows.empty:
         raise ValueError(f"{path} is no record of cluster_kills.py: run it again with --output")
+    if len(rows[list(SAME)].drop_duplicates()) > 1:
+        raise ValueError(
+            f"{path} has rows of several calls: run cluster_kills.py again with --output"
+        )
     lines = [
-        "| Cells in | workers | kills | records equal to the first run's | files left over | seconds |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| Cells in | workers | kills | given up at first | records equal to the first run's | files left over | seconds |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {one.run} | {one.workers} | {one.kills} | {one.equal} of {one.compared} | {one.left_over} | {one.seconds} |"
+        f"| {one.run} | {one.workers} | {one.kills} | {one.failed} | {one.equal} of {one.compared} | "
+        f"{one.left_over} | {one.seconds} |"
         for one in rows.itertuples()
     ]
     first = rows.iloc[0]

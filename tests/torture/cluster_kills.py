@@ -22,7 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from kills import Killer, spawned
 
 from npmerge.report.machines import COLUMNS
-from npmerge.run.engine import run_experiments
+from npmerge.run.engine import CellsFailedError, run_experiments
 from npmerge.store.origins import device_label, revision
 
 
@@ -74,6 +74,22 @@ def main() -> int:
     return min(wrong, 1)
 
 
+def finished(
+    experiment: list[str], how: dict[str, Any], killed: list[Any]
+) -> tuple[int, list[Path]]:
+    """Give a command again while kills make cells fail; returns how many failed, and the records."""
+    failed = 0
+    while True:
+        before = len(killed)
+        try:
+            return failed, run_experiments(experiment, **how)
+        except CellsFailedError as error:
+            if len(killed) == before:
+                raise
+            print(error)
+            failed += len(error.failed)
+
+
 def _at_work(folder: Path) -> bool:
     """Whether a first task has begun: what is killed earlier ends the command, as it cannot start its cluster."""
     return any((folder / "zoo").rglob("*.safetensors.lock"))
@@ -92,11 +108,12 @@ def runs(top: Path, options: argparse.Namespace) -> Iterator[tuple[dict[str, Any
             lambda: spawned(os.getpid()), kills, between=tuple(options.between), seed=options.seed,
             busy=partial(_at_work, folder),
         )  # fmt: skip
+        how: dict[str, Any] = {
+            "profile": options.profile, "seeds": options.seeds, "pattern": options.cells, "device": "cpu",
+            "results": folder / "results", "zoo": folder / "zoo", **where,
+        }  # fmt: skip
         with killer:
-            paths = run_experiments(
-                options.experiment, profile=options.profile, seeds=options.seeds, pattern=options.cells,
-                device="cpu", results=folder / "results", zoo=folder / "zoo", **where,
-            )  # fmt: skip
+            failed, paths = finished(options.experiment, how, killer.killed)
         seconds, found = time.monotonic() - start, records(folder)
         expected = expected or found
         equal = sum(content == found.get(cell) for cell, content in expected.items())
@@ -105,8 +122,8 @@ def runs(top: Path, options: argparse.Namespace) -> Iterator[tuple[dict[str, Any
             print("left over:", path)
         row = {
             "run": name, "workers": 1 if where is not on else options.workers,
-            "kills": len(killer.killed), "cells": len(paths), "compared": len(expected), "equal": equal,
-            "left_over": len(rest), "seconds": f"{seconds:.0f}",
+            "kills": len(killer.killed), "cells": len(paths), "failed": failed, "compared": len(expected),
+            "equal": equal, "left_over": len(rest), "seconds": f"{seconds:.0f}",
             "experiments": " ".join(options.experiment), "profile": options.profile,
             "seeds": " ".join(map(str, options.seeds)), "revision": revision(),
             "device": device_label(torch.device("cpu")), "date": datetime.now(UTC).date().isoformat(),
