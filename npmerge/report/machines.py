@@ -36,7 +36,7 @@ def cluster_findings(path: Path | str) -> str:
             f"{path} has rows of several calls: run cluster_kills.py again with --output"
         )
     lines = [
-        "| Cells in | workers | kills | given up at first | records equal to the first run's | files left over | seconds |",
+        "| Cells in | workers | kills | given up at first | equal to the first run | left over | seconds |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
