@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from html import unescape
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import browser
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.async_api import Browser, Page, async_playwright
 
 from npmerge.report.ledger import ENTRIES
 
@@ -26,6 +29,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+TABS = 4
+"""Pages open at a time: each mostly waits for the browser to have nothing more to load."""
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 CHAPTERS = (
     "book/index", "book/method", "book/protocol", "book/claims", "book/numbers", "book/reexecute", "book/api",
@@ -33,6 +38,8 @@ CHAPTERS = (
 # Attributes that make the browser load something, and those that the reader can follow.
 LOADED = {("img", "src"), ("script", "src"), ("link", "href"), ("source", "src"), ("iframe", "src")}
 FOLLOWED = {("a", "href")}
+
+Result = TypeVar("Result")
 
 pytestmark = pytest.mark.book
 
@@ -152,10 +159,10 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def site(html: Path) -> Iterator[str]:
-    """The address of the book, served on this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(html)))
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder, served on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -163,11 +170,21 @@ def site(html: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=browser.ensure(), args=FLAGS)
-        yield launched
-        launched.close()
+def site(html: Path) -> Iterator[str]:
+    with served(html) as address:
+        yield address
+
+
+def in_chromium(work: Callable[[Browser], Awaitable[Result]]) -> Result:
+    """What some work with the browser comes to."""
+
+    async def main() -> Result:
+        async with async_playwright() as playwright:
+            path = browser.ensure()
+            async with await playwright.chromium.launch(executable_path=path, args=FLAGS) as opened:
+                return await work(opened)
+
+    return asyncio.run(main())
 
 
 MATHS = """async () => {
@@ -194,7 +211,7 @@ IMAGES = """async () => {
 }"""
 
 
-def faults(tab: Page, site: str, url: str) -> list[str]:
+async def faults(tab: Page, site: str, url: str) -> list[str]:
     """Open a page and say what is wrong with it."""
     found: list[str] = []
     tab.on("console", lambda m: found.append(f"console: {m.text}") if m.type == "error" else None)
@@ -205,26 +222,23 @@ def faults(tab: Page, site: str, url: str) -> list[str]:
         "request",
         lambda r: None if r.url.startswith((site, "data:")) else found.append(f"foreign: {r.url}"),
     )
-    tab.goto(url, wait_until="networkidle")
-    maths = tab.evaluate(MATHS)
+    await tab.goto(url, wait_until="networkidle")
+    maths = await tab.evaluate(MATHS)
     if maths["errors"] or maths["expected"] != maths["rendered"]:
         found.append(f"mathematics: {maths}")
-    if (text := tab.inner_text("article" if tab.query_selector("article") else "body")) and (
-        r"\(" in text or r"\[" in text
-    ):
+    text = await tab.inner_text("article" if await tab.query_selector("article") else "body")
+    if r"\(" in text or r"\[" in text:
         found.append("mathematics: raw TeX in the text")
-    layout = tab.evaluate(LAYOUT)
+    layout = await tab.evaluate(LAYOUT)
     if layout["page"] > layout["window"]:
         found.append(f"horizontal scroll: {layout}")
-    found += [f"image: {source}" for source in tab.evaluate(IMAGES)]
+    found += [f"image: {source}" for source in await tab.evaluate(IMAGES)]
     return found
 
 
 @pytest.mark.chromium
 @pytest.mark.parametrize("size", SIZES)
-def test_every_page_opens_without_fault(
-    chromium: Browser, html: Path, site: str, size: str
-) -> None:
+def test_every_page_opens_without_fault(html: Path, site: str, size: str) -> None:
     """No console error, failed or foreign request, horizontal scroll, broken image or unrendered formula.
 
     The pages of source code are all alike, so on the phone one of them stands for the others.
@@ -232,54 +246,65 @@ def test_every_page_opens_without_fault(
     width, height = SIZES[size]
     sources = [page for page in pages(html) if "_modules" in page.parts]
     left_out = sources[1:] if size == "phone" else []
-    wrong = {}
-    with chromium.new_context(viewport={"width": width, "height": height}) as context:
-        for page in (page for page in pages(html) if page not in left_out):
-            name = page.relative_to(html).as_posix()
-            with context.new_page() as tab:
-                if found := faults(tab, site, f"{site}/{name}"):
-                    wrong[name] = found
-    assert wrong == {}
+    names = [p.relative_to(html).as_posix() for p in pages(html) if p not in left_out]
+
+    async def work(chromium: Browser) -> dict[str, list[str]]:
+        context = await chromium.new_context(viewport={"width": width, "height": height})
+        few = asyncio.Semaphore(TABS)
+
+        async def opened(name: str) -> list[str]:
+            async with few, await context.new_page() as tab:
+                return await faults(tab, site, f"{site}/{name}")
+
+        return dict(zip(names, await asyncio.gather(*map(opened, names)), strict=True))
+
+    found = in_chromium(work)
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
 @pytest.mark.chromium
-def test_mathematics_is_drawn(chromium: Browser, site: str) -> None:
-    with chromium.new_context() as context:
-        tab = context.new_page()
-        tab.goto(f"{site}/book/method.html", wait_until="networkidle")
-        assert tab.evaluate(MATHS)["rendered"] > 20
+def test_mathematics_is_drawn(site: str) -> None:
+    async def work(chromium: Browser) -> int:
+        tab = await chromium.new_page()
+        await tab.goto(f"{site}/book/method.html", wait_until="networkidle")
+        rendered: int = (await tab.evaluate(MATHS))["rendered"]
+        return rendered
+
+    assert in_chromium(work) > 20
 
 
 @pytest.mark.chromium
-def test_the_pictures_of_the_chapters_move(chromium: Browser, site: str) -> None:
-    with chromium.new_context() as context, context.new_page() as tab:
-        tab.goto(f"{site}/notebooks/01_same_data.html")
+def test_the_pictures_of_the_chapters_move(site: str) -> None:
+    async def work(chromium: Browser) -> None:
+        tab = await chromium.new_page()
+        await tab.goto(f"{site}/notebooks/01_same_data.html")
         slider = tab.locator(".npm-interactive input[type=range]").first
         told = slider.locator("xpath=ancestor::*[contains(@class, 'npm-interactive')]").locator(
             "output"
         )
-        before = told.inner_text()
-        slider.fill("0")
-        assert told.inner_text() != before
-        tab.get_by_role("button", name="Align").click()
-        assert tab.get_by_role("button", name="Put back").is_visible()
+        before = await told.inner_text()
+        await slider.fill("0")
+        assert await told.inner_text() != before
+        await tab.get_by_role("button", name="Align").click()
+        assert await tab.get_by_role("button", name="Put back").is_visible()
+
+    in_chromium(work)
 
 
 @pytest.mark.chromium
-def test_a_faulty_page_is_found(chromium: Browser, tmp_path: Path) -> None:
+def test_a_faulty_page_is_found(tmp_path: Path) -> None:
     """Each check of the browser test can fail."""
     (tmp_path / "index.html").write_text(
         "<script>console.error('boom')</script><img src='missing.png'><span class='math'>\\(x\\)</span>"
         "<div style='width:3000px'>wide</div><script src='http://127.0.0.2:9/foreign.js'></script>",
         encoding="utf-8",
     )
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    site = f"http://127.0.0.1:{server.server_port}"
-    with chromium.new_context() as context:
-        found = " ".join(faults(context.new_page(), site, f"{site}/index.html"))
-    server.shutdown()
-    server.server_close()
+
+    async def work(chromium: Browser) -> list[str]:
+        return await faults(await chromium.new_page(), site, f"{site}/index.html")
+
+    with served(tmp_path) as site:
+        found = " ".join(in_chromium(work))
     for fault in (
         "boom",
         "404",
