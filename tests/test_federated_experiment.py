@@ -224,9 +224,10 @@ def test_what_is_told_of_the_records_is_computed_from_them(some: list[Record]) -
     text = report.findings(some)
     assert "all images at one place 90.0 %" in text
     assert (
-        "own initial weights, best at concentration 0.1 NP-P, 80.0 % (the ensemble 70.0 %)" in text
+        "own initial weights: the best merge is NP-P 80.0 % at concentration 0.1 and NP-P 83.0 % at concentration 0.5; "
+        "the ensemble has 70.0 % and" in text
     )
-    assert "2 rounds of the same epochs in all: FedAvg 70.0 %" in text
+    assert "FedAvg 60.0 % and in 2 rounds FedAvg 70.0 %." in text
     table = report.methods_table(some)
     assert table["own", "accuracy"]["NP Merge"] == "83.00"
     assert table["common", "worst client"]["NP-P"] == "60.0"

@@ -117,30 +117,42 @@ def _sentences(rows: Rows) -> Iterator[str]:
     told = [f"{name} {value:.1f} %" for name, value in _alone(rows).items()]
     if told:
         yield f"Without a federation: {listed(told)}."
-    once, alone = _once(rows), _alone(rows)
-    for common, started in once.groupby("common"):
-        told = []
-        for concentration, here in started.groupby("concentration"):
-            means = _means(here)["top1"]
-            merged = means[list(map(is_merged, means.index))]
-            if merged.empty:
-                continue
-            best = merged.idxmax()
-            text = f"at concentration {concentration:g} {_name(best)}, {merged[best]:.1f} %"
-            if ENSEMBLE in means:
-                text += f" (the ensemble {means[ENSEMBLE]:.1f} %)"
-            if SERVER in alone:
-                above = int((merged > alone[SERVER]).sum())
-                text += f", {above or 'none'} of {len(merged)} above the server's images only"
-            told.append(text)
-        if told:
-            yield f"One round, {STARTS[common]}, best {'; '.join(told)}."
+    for common, started in _once(rows).groupby("common"):
+        if sentence := _best(started, _alone(rows).get(SERVER)):
+            yield f"One round, {STARTS[common]}: {sentence}"
+    told = []
     for count, here in _rounds(rows).groupby("rounds"):
         means = here.groupby("method", sort=False)["top1"].mean()
-        names = [
-            f"{STRATEGIES[name][0]} {means[name]:.1f} %" for name in STRATEGIES if name in means
-        ]
-        yield f"{_counted(count)} of the same epochs in all: {listed(names)}."
+        best, usual = means.idxmax(), means.get("fedavg")
+        other = "" if best == "fedavg" or usual is None else f" (FedAvg {usual:.1f} %)"
+        told.append(f"in {_counted(count)} {STRATEGIES[best][0]} {means[best]:.1f} %{other}")
+    if told:
+        yield f"At the same epochs in all, the best is {listed(told)}."
+
+
+def _best(started: Rows, server: float | None) -> str:
+    """The best merge at each concentration, the ensemble there, and how many are worth what was sent."""
+    best, ensemble, above = [], [], []
+    for concentration, here in started.groupby("concentration"):
+        means = _means(here)["top1"]
+        merged = means[list(map(is_merged, means.index))]
+        if merged.empty:
+            continue
+        best.append(
+            f"{_name(merged.idxmax())} {merged.max():.1f} % at concentration {concentration:g}"
+        )
+        if ENSEMBLE in means:
+            ensemble.append(f"{means[ENSEMBLE]:.1f} %")
+        if server is not None and (count := int((merged > server).sum())):
+            above.append(f"{count} of {len(merged)} at concentration {concentration:g}")
+    if not best:
+        return ""
+    told = f"the best merge is {listed(best)}"
+    if ensemble:
+        told += f"; the ensemble has {listed(ensemble)}"
+    if server is not None:
+        told += f". Better than {SERVER}: {listed(above) if above else 'none'}"
+    return f"{told}."
 
 
 def _means(rows: Rows) -> Rows:
@@ -331,7 +343,8 @@ def plot_clients(records: Sequence[Record]) -> Figure | None:
     for method, here in _everywhere(memory, "clients", len(counts)):
         _by_clients(axes[-1], method, here, "peak_mib")
         values = here.groupby("clients")["peak_mib"].mean()
-        ends.append(f"{_name(method)} {values.iloc[0]:.1f} to {values.iloc[-1]:.1f} MiB")
+        few, many = (f"{values.iloc[k]:.1f}" for k in (0, -1))
+        ends.append(f"{_name(method)} {few if few == many else f'{few} to {many}'} MiB")
     axes[-1].set_title(f"{STARTS[False]}: memory of the merge (MiB)")
     axes[-1].set_xscale("log", base=2)
     axes[-1].set_xticks(counts, [str(count) for count in counts])
