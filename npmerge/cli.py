@@ -79,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if "NPMERGE_TRACEBACK" in os.environ:
             traceback.print_exc()
-        full = "the memory is full: take a narrower network or smaller batches"
-        sys.stderr.write(f"{PROGRAM}: {full if _is_memory(error) else error}\n")
+        sys.stderr.write(f"{PROGRAM}: {_said(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: stopped; {options.stopped}\n")
@@ -95,6 +94,18 @@ def _expected(error: Exception) -> bool:
     """Whether an error is one that its message explains: a wrong argument, or one of npmerge's own."""
     own = type(error).__module__.startswith("npmerge.")
     return own or isinstance(error, ValueError | OSError) or _is_memory(error)
+
+
+def _said(error: Exception) -> str:
+    """What an error says to somebody who gave a command."""
+    if _is_memory(error):
+        return "the memory is full: take a narrower network or smaller batches"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    text = str(error)
+    if "Original Traceback" in text:  # of a process that decodes images
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def _is_memory(error: Exception) -> bool:

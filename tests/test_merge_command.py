@@ -558,6 +558,19 @@ def test_a_folder_of_images_is_cut_to_size_and_normalised(
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_an_image_that_a_process_cannot_decode_is_named_in_one_line(
+    here: dict[str, bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(Path("images"), ["train"])
+    damaged = next(Path("images").rglob("*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    monkeypatch.setattr("npmerge.data.user.MANY", 0)
+    words = ["--data", "images", "--image-size", "4", "--mean", "0.5", "--std", "0.25"]
+    assert own(*words) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"npmerge: {damaged} cannot be decoded")
+
+
 def test_a_folder_without_parts_is_training_data_of_which_a_share_is_held_out(
     here: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
