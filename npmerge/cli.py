@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import traceback
@@ -100,6 +101,8 @@ def _said(error: Exception) -> str:
     """What an error says to somebody who gave a command."""
     if _is_memory(error):
         return "the memory is full: take a narrower network or smaller batches"
+    if isinstance(error, shutil.Error):  # a list of what could not be copied, and why
+        return str(error.args[0][0][-1])
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     text = str(error)

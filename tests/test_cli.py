@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,26 @@ def test_an_interrupt_is_no_traceback(
     monkeypatch.setattr("npmerge.run.engine.run_experiments", interrupt)
     assert main(["run", "same_data", *folders(tmp_path)]) == 130
     assert "finished cells are kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(28, "No space left on device", "a.md"), "a.md: No space left on device"),
+        (OSError("a.md cannot be written"), "a.md cannot be written"),
+        (shutil.Error([("a", "b", "no space: 'b'"), ("c", "d", "no")]), "no space: 'b'"),
+    ],
+)
+def test_what_the_system_refuses_is_said_without_numbers_and_lists(
+    error: OSError, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("npmerge.book.make_book", refuse)
+    assert main(["book"]) == 1
+    assert capsys.readouterr().err == f"npmerge: {line}\n"
 
 
 def test_an_unknown_option_is_an_error_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
