@@ -436,7 +436,7 @@ def test_the_record_of_the_kills_is_a_table(tmp_path: Path) -> None:
         cluster_findings(path)
     row = dict.fromkeys(COLUMNS, "1") | {"run": "one process", "compared": "52", "equal": "51"}
     path.write_text(f"{','.join(COLUMNS)}\n{','.join(row.values())}\n")
-    assert "| one process | 1 | 1 | 1 | 51 of 52 | 1 | 1 |" in cluster_findings(path)
+    assert "| one process | 1 | 1 | 1 | 51 of 52 | 1 |" in cluster_findings(path)
     with path.open("a") as file:
         file.write(",".join((row | {"compared": "2"}).values()))
     with pytest.raises(ValueError, match=r"cluster.csv has rows of several calls"):

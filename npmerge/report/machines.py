@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from npmerge.catalogue import ALL
 from npmerge.report.words import short_revision
 
 COLUMNS = (
@@ -36,18 +37,19 @@ def cluster_findings(path: Path | str) -> str:
             f"{path} has rows of several calls: run cluster_kills.py again with --output"
         )
     lines = [
-        "| Cells in | workers | kills | given up at first | equal to the first run | left over | seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| Cells in | workers | kills | given up at first | records equal to the first run's | files left over |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {one.run} | {one.workers} | {one.kills} | {one.failed} | {one.equal} of {one.compared} | "
-        f"{one.left_over} | {one.seconds} |"
+        f"{one.left_over} |"
         for one in rows.itertuples()
     ]
     first = rows.iloc[0]
+    named = first["experiments"].replace(" ", ", ")
     source = (
-        f"Experiments {first['experiments'].replace(' ', ', ')} at `{first['profile']}`, seeds "
+        f"{'All experiments' if named == ALL else f'Experiments {named}'} at `{first['profile']}`, seeds "
         f"{first['seeds'].replace(' ', ', ')}; {first['device']}, revision {short_revision(first['revision'])}, "
-        f"{first['date']}."
+        f"{first['date']}. Records of what takes time are left out."
     )
     return "\n".join([*lines, "", source])
