@@ -1,4 +1,4 @@
-"""The server: FedAvg's place is taken by a strategy that aligns the models and learns how to weigh them."""
+"""The server aligns the clients' models and learns how to weigh them."""
 
 import torch
 from flwr.app import ArrayRecord, Context
@@ -18,9 +18,14 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(0)
     data = DataLoader(images(slice(HELD_BY_SERVER)), batch_size=50)
     strategy = MergeStrategy(
-        build, data, align="permute", aggregate="np_merge", aggregate_options={"epochs": 5},
+        build,
+        data,
+        align="permute",
+        aggregate="np_merge",
+        aggregate_options={"epochs": 5},
         fraction_evaluate=0.0,
-    )  # fmt: skip
+    )
     start = ArrayRecord(build().state_dict())
-    result = strategy.start(grid, start, num_rounds=context.run_config["rounds"])
-    save_file(result.arrays.to_torch_state_dict(), context.run_config["output"])
+    rounds, output = (context.run_config[name] for name in ("rounds", "output"))
+    result = strategy.start(grid, start, num_rounds=rounds)
+    save_file(result.arrays.to_torch_state_dict(), output)
