@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from npmerge.checks import CLASSES, WIDTH, check_finite, check_whole
-from npmerge.registry import Entry, Registry
+from npmerge.registry import Entry, Registry, statements
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -176,7 +176,7 @@ def experiment_names() -> list[str]:
     found = []
     for file in sorted(_EXPERIMENTS.glob("[!_]*.py")):
         text = file.read_text(encoding="utf-8")
-        for node in ast.parse(text).body if "\nEXPERIMENT = " in text else []:
+        for node in statements(text) if "\nEXPERIMENT = " in text else []:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXPERIMENT":
                 call: Any = node.value
                 places = [word.value.value for word in call.keywords if word.arg == "place"]

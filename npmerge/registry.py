@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,13 @@ from typing import Any, Generic, TypeVar
 from npmerge.checks import check_finite, check_whole
 
 _PACKAGE = Path(__file__).parent
+_PARSING = threading.Lock()
+
+
+def statements(text: str) -> list[ast.stmt]:
+    """The statements of a source: one thread at a time, as Python 3.11 fails if two parse at once."""
+    with _PARSING:
+        return ast.parse(text).body
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class Registry(Mapping[str, E], Generic[E]):
             text = file.read_text(encoding="utf-8")
             if not file.name.startswith("_") and f"@{self._decorator}(" in text:
                 module = f"{root}.{'.'.join([*below, file.stem])}"
-                for node in ast.parse(text).body:
+                for node in statements(text):
                     if isinstance(node, ast.FunctionDef):
                         for call in node.decorator_list:
                             if _called(call) == self._decorator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import json
@@ -9,7 +10,9 @@ import pkgutil
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from tiny import loader, net
 from torch import nn
 
 import npmerge as npm
-from npmerge.catalogue import DATASETS, MODELS
+from npmerge.catalogue import DATASETS, MODELS, experiment_names
 from npmerge.experiments import EXPERIMENTS
 from npmerge.methods import FAMILIES, GIVEN, KINDS, METHODS, Combination, find, method, of_kind
 from npmerge.registry import Option, Registry
@@ -121,6 +124,24 @@ def test_a_function_of_one_s_own_is_a_method_once_it_is_decorated(halves: str) -
 
 def _equal(x: nn.Parameter, y: nn.Parameter) -> bool:
     return bool((x == y).all())
+
+
+def test_threads_may_ask_for_names_at_once() -> None:
+    """Python 3.11 cannot parse in two threads: the collector of garbage lets another one run meanwhile."""
+
+    def let_others(*_: object) -> None:
+        time.sleep(5e-5)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(let_others)
+    gc.set_threshold(300)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            found = [threads.submit(experiment_names) for _ in range(9)]
+    finally:
+        gc.callbacks.remove(let_others)
+        gc.set_threshold(*before)
+    assert all(one.result() == experiment_names() for one in found)
 
 
 def test_two_methods_of_one_name_are_refused() -> None:
