@@ -60,7 +60,7 @@ test: lint ## everything: lint, unit tests, notebooks, the book and its pages in
 bench: $(INSTALLED) ## speed and memory beside what one would use instead
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
-torture: $(INSTALLED) ## kills, flipped bits, full disks, fuzzers: half an hour, and a new table of what came of it
+torture: $(INSTALLED) ## kills, flipped bits, full disks, fuzzers: up to an hour, and a new table of what came of it
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture --output results/benchmarks/torture.csv --seconds $(SECONDS)
 
 clean: ## remove the built book and the tools' caches; results and trained models stay
