@@ -46,10 +46,10 @@ def cluster_findings(path: Path | str) -> str:
         for one in rows.itertuples()
     ]
     first = rows.iloc[0]
-    named = first["experiments"].replace(" ", ", ")
+    named, seeds = (first[name].replace(" ", ", ") for name in ("experiments", "seeds"))
     source = (
-        f"{'All experiments' if named == ALL else f'Experiments {named}'} at `{first['profile']}`, seeds "
-        f"{first['seeds'].replace(' ', ', ')}; {first['device']}, revision {short_revision(first['revision'])}, "
-        f"{first['date']}. Records of what takes time are left out."
+        f"{'All experiments' if named == ALL else f'Experiments {named}'} at `{first['profile']}`, "
+        f"seed{'s' * (',' in seeds)} {seeds}; {first['device']}, revision {short_revision(first['revision'])}, "
+        f"{first['date']}. Records that measure time are left out."
     )
     return "\n".join([*lines, "", source])
