@@ -364,10 +364,13 @@ def _everywhere(rows: Rows, column: str, count: int) -> Iterator[tuple[Combinati
 
 
 def _by_clients(axis: Axes, method: Combination, rows: Rows, metric: str) -> None:
-    means = rows.groupby("clients")[metric].mean()
+    found = rows.groupby("clients")[metric].agg(["mean", "std"]).fillna(0)
+    mean, spread = found["mean"], found["std"]
     line, marker = ("-", "o") if is_merged(method) else (":", "")
     name = METHODS[method.aggregate].label if is_merged(method) else method.label
-    axis.plot(means.index, means, line, marker=marker, ms=5, color=method.color, label=name)
+    axis.plot(found.index, mean, line, marker=marker, ms=5, color=method.color, label=name)
+    if marker:
+        axis.vlines(found.index, mean - spread, mean + spread, color=method.color, lw=1)
 
 
 def plot_fairness(records: Sequence[Record]) -> Figure | None:
